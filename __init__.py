@@ -1,0 +1,1 @@
+"""Coupon Clock: coupon templates that end exactly on time (README.md)."""

@@ -1,0 +1,4 @@
+"""The command line: parse, call, print."""
+
+
+def main() -> None: ...

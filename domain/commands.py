@@ -1,0 +1,75 @@
+"""What can be asked of a coupon template: one frozen struct a command.
+
+`command_id` (and Create's `template_id`) is made by the caller before the first try, so that a repeat
+after an unknown outcome has no second effect. `expected_version` refuses when others came first.
+"""
+
+from datetime import datetime
+from uuid import UUID
+
+from msgspec import Struct
+
+from coupon_clock.domain.discount import Discount
+from coupon_clock.domain.events import ConsumeRule, ReceiveRule
+
+
+class CreateCouponTemplate(Struct, frozen=True, kw_only=True):
+    """Field by field as imported lines have them; the rules are in rules.py, all broken ones are reported at once."""
+
+    command_id: UUID
+    template_id: UUID
+    shop_number: int
+    name: str
+    source: str
+    target: str
+    goods: str | None = None
+    discount: Discount
+    receive_rule: ReceiveRule
+    consume_rule: ConsumeRule
+    valid_from: datetime
+    valid_until: datetime
+    stock: int
+    actor: str | None = None
+    expected_version: int | None = None
+
+
+class IncreaseStock(Struct, frozen=True, kw_only=True):
+    command_id: UUID
+    template_id: UUID
+    shop_number: int
+    by: int
+    actor: str | None = None
+    expected_version: int | None = None
+
+
+class ChangeValidity(Struct, frozen=True, kw_only=True):
+    """Both ends of the window; aware times."""
+
+    command_id: UUID
+    template_id: UUID
+    shop_number: int
+    valid_from: datetime
+    valid_until: datetime
+    actor: str | None = None
+    expected_version: int | None = None
+
+
+class TerminateCouponTemplate(Struct, frozen=True, kw_only=True):
+    command_id: UUID
+    template_id: UUID
+    shop_number: int
+    actor: str | None = None
+    expected_version: int | None = None
+
+
+class ExpireCouponTemplate(Struct, frozen=True, kw_only=True):
+    """Internal: look whether the template is due. No shop scope; ends it only at or after `valid_until`."""
+
+    command_id: UUID
+    template_id: UUID
+    actor: str | None = None
+    expected_version: int | None = None
+
+
+ShopCommand = CreateCouponTemplate | IncreaseStock | ChangeValidity | TerminateCouponTemplate
+Command = ShopCommand | ExpireCouponTemplate

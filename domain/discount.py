@@ -1,0 +1,27 @@
+"""What a coupon takes off a price. Money is in integer minor units (cents)."""
+
+from msgspec import Struct
+
+
+class FixedAmount(Struct, frozen=True, tag=True):
+    """`amount_off`, whatever is spent."""
+
+    amount_off: int
+
+
+class ThresholdAmount(Struct, frozen=True, tag=True):
+    """`amount_off` once `minimum_spend` is reached."""
+
+    minimum_spend: int
+    amount_off: int
+
+
+class Percentage(Struct, frozen=True, tag=True):
+    """`percent_off` once `minimum_spend` is reached, up to `maximum_discount`."""
+
+    percent_off: int
+    minimum_spend: int
+    maximum_discount: int
+
+
+Discount = FixedAmount | ThresholdAmount | Percentage

@@ -1,0 +1,75 @@
+"""Every error that Coupon Clock raises on purpose. A class's docstring is its message."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+
+class CouponError(Exception):
+    """Something that Coupon Clock refuses or cannot do."""
+
+    def __str__(self) -> str:
+        template = " ".join((type(self).__doc__ or "").split())
+        return template.format(**vars(self))
+
+
+@dataclass(eq=False)
+class CouponTemplateNotFound(CouponError):
+    """There is no coupon template {template_id} in shop {shop_number}: check both."""
+
+    template_id: UUID
+    shop_number: int | None
+
+
+@dataclass(eq=False)
+class CouponTemplateOver(CouponError):
+    """Coupon template {template_id} is over since {over_since:%Y-%m-%dT%H:%M:%S.%fZ}: create a new one instead."""
+
+    template_id: UUID
+    over_since: datetime
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One broken rule: the field (dotted where nested), the value given, and the rule in words."""
+
+    field: str
+    value: object
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.field} {self.reason} (got {self.value!r})"
+
+
+@dataclass(eq=False)
+class InvalidCommand(CouponError):
+    """The command breaks these rules: {problems}."""
+
+    problems: list[Problem]
+
+    def __str__(self) -> str:
+        return f"The command breaks these rules: {'; '.join(map(str, self.problems))}."
+
+
+@dataclass(eq=False)
+class CommandConflict(CouponError):
+    """Command {command_id} conflicts with template {template_id}: {reason}."""
+
+    command_id: UUID
+    template_id: UUID
+    reason: str
+
+
+@dataclass(eq=False)
+class OutcomeUnknown(CouponError):
+    """PostgreSQL's answer to command {command_id} was lost: send the same command again, it has no second effect."""
+
+    command_id: UUID
+
+
+@dataclass(eq=False)
+class ReadModelBehind(CouponError):
+    """The read model is at position {position}, not yet at {at_least}: is a projector running?"""
+
+    position: int
+    at_least: int

@@ -1,0 +1,145 @@
+"""Every rule on a command's content. Each check answers with the problems it found, so that all are named at once."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+from coupon_clock.domain.commands import CreateCouponTemplate
+from coupon_clock.domain.discount import Discount, FixedAmount, Percentage, ThresholdAmount
+from coupon_clock.domain.errors import InvalidCommand, Problem
+from coupon_clock.domain.events import ConsumeRule, ReceiveRule
+from coupon_clock.domain.validity import utc
+
+SOURCES = ("shop", "platform")
+TARGETS = ("product", "all_products")
+LARGEST_SHOP_NUMBER = 2**63 - 1
+LARGEST_AMOUNT = 10**12
+LARGEST_STOCK = 20_000_000
+LONGEST_STREAM = 10_000
+LATEST_END = datetime(9000, 1, 1, tzinfo=UTC)
+LONGEST_NAME = 100
+LONGEST_GOODS = 500
+LONGEST_INSTRUCTIONS = 1_000
+LONGEST_EXPLANATION = 500
+
+Problems = Iterator[Problem]
+
+
+def refuse(problems: Problems) -> None:
+    """Raises InvalidCommand with all of them, if there is any."""
+    found = list(problems)
+    if found:
+        raise InvalidCommand(found)
+
+
+def creation_problems(command: CreateCouponTemplate, now: datetime) -> Problems:
+    yield from within("shop_number", command.shop_number, 1, LARGEST_SHOP_NUMBER)
+    yield from name_problems(command.name)
+    yield from one_of("source", command.source, SOURCES)
+    yield from one_of("target", command.target, TARGETS)
+    yield from goods_problems(command.target, command.goods)
+    yield from discount_problems(command.discount)
+    yield from receive_rule_problems(command.receive_rule)
+    yield from consume_rule_problems(command.consume_rule)
+    yield from validity_problems(command.valid_from, command.valid_until, now)
+    yield from within("stock", command.stock, 1, LARGEST_STOCK)
+
+
+def name_problems(name: str) -> Problems:
+    if not 1 <= len(name.strip()) <= LONGEST_NAME:
+        yield Problem("name", name, f"must have 1 to {LONGEST_NAME} characters after trimming")
+    yield from storable("name", name)
+
+
+def goods_problems(target: str, goods: str | None) -> Problems:
+    if target == "product" and not (goods and goods.strip()):
+        yield Problem("goods", goods, "must name the product that the target 'product' means")
+    if target == "all_products" and goods is not None:
+        yield Problem("goods", goods, "must be none for the target 'all_products'")
+    yield from at_most("goods", goods or "", LONGEST_GOODS)
+
+
+def discount_problems(discount: Discount) -> Problems:
+    match discount:
+        case FixedAmount():
+            yield from amount("discount.amount_off", discount.amount_off)
+        case ThresholdAmount():
+            yield from amount("discount.minimum_spend", discount.minimum_spend)
+            yield from amount("discount.amount_off", discount.amount_off)
+            if discount.amount_off > discount.minimum_spend:
+                yield Problem("discount.amount_off", discount.amount_off, "must not be more than the minimum spend")
+        case Percentage():
+            yield from within("discount.percent_off", discount.percent_off, 1, 99)
+            yield from within("discount.minimum_spend", discount.minimum_spend, 0, LARGEST_AMOUNT)
+            yield from amount("discount.maximum_discount", discount.maximum_discount)
+
+
+def receive_rule_problems(rule: ReceiveRule) -> Problems:
+    if rule.limit_per_person < 1:
+        yield Problem("receive_rule.limit_per_person", rule.limit_per_person, "must be at least 1")
+    yield from at_most("receive_rule.usage_instructions", rule.usage_instructions, LONGEST_INSTRUCTIONS)
+
+
+def consume_rule_problems(rule: ConsumeRule) -> Problems:
+    if rule.hours_after_claim is not None and rule.hours_after_claim < 1:
+        yield Problem("consume_rule.hours_after_claim", rule.hours_after_claim, "must be at least 1, or none")
+    explanation = rule.explanation_of_unmet_conditions
+    yield from at_most("consume_rule.explanation_of_unmet_conditions", explanation, LONGEST_EXPLANATION)
+
+
+def validity_problems(valid_from: datetime, valid_until: datetime, now: datetime) -> Problems:
+    """Aware, in order, not over yet, and not after the year 9000."""
+    unusable = [*instant("valid_from", valid_from), *instant("valid_until", valid_until)]
+    if unusable:
+        yield from unusable
+        return
+    if valid_until <= valid_from:
+        yield Problem("valid_until", valid_until, "must be after valid_from")
+    if valid_until <= now:
+        yield Problem("valid_until", valid_until, f"must be after now ({now.isoformat()})")
+    if valid_until > LATEST_END:
+        yield Problem("valid_until", valid_until, "must not be after the year 9000 begins")
+
+
+def increase_problems(stock: int, by: int) -> Problems:
+    if by < 1:
+        yield Problem("by", by, "must be at least 1")
+    elif stock + by > LARGEST_STOCK:
+        yield Problem("by", by, f"must not raise the stock above {LARGEST_STOCK:,} (it is {stock:,})")
+
+
+def length_problems(version: int) -> Problems:
+    if version >= LONGEST_STREAM:
+        yield Problem("version", version, f"is the most that a template can reach ({LONGEST_STREAM:,} events)")
+
+
+def instant(field: str, value: datetime) -> Problems:
+    if value.utcoffset() is None:
+        yield Problem(field, value, "has no time zone: give it one, as in datetime(…, tzinfo=UTC)")
+    elif utc(value).tzinfo is not UTC:
+        yield Problem(field, value, "is outside the calendar in UTC")
+
+
+def one_of(field: str, value: str, allowed: tuple[str, ...]) -> Problems:
+    if value not in allowed:
+        yield Problem(field, value, f"must be one of {', '.join(allowed)}")
+
+
+def within(field: str, value: int, least: int, most: int) -> Problems:
+    if not least <= value <= most:
+        yield Problem(field, value, f"must be {least:,} to {most:,}")
+
+
+def amount(field: str, value: int) -> Problems:
+    yield from within(field, value, 1, LARGEST_AMOUNT)
+
+
+def at_most(field: str, text: str, longest: int) -> Problems:
+    if len(text) > longest:
+        yield Problem(field, text, f"must have at most {longest:,} characters")
+    yield from storable(field, text)
+
+
+def storable(field: str, text: str) -> Problems:
+    """PostgreSQL's text holds any character but NUL, and no lone surrogate."""
+    if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+        yield Problem(field, text, "must not contain NUL or half of a surrogate pair")

@@ -1,0 +1,48 @@
+"""The one message there is: "look at this stream now", and its wire form."""
+
+from datetime import datetime
+from typing import Literal
+from uuid import UUID
+
+import msgspec
+from msgspec import Struct
+
+from coupon_clock.domain.errors import CouponError
+
+VERSION: Literal[1] = 1
+
+
+class ExpiryDue(Struct, frozen=True, tag="ExpiryDue"):
+    """Look at `stream_id` at `due_at` (aware UTC). What happens then is decided from the log, never from this."""
+
+    stream_id: UUID
+    due_at: datetime
+    v: Literal[1] = VERSION
+
+
+class UnreadableMessage(CouponError):
+    """A message was set aside, because it is not a readable ExpiryDue: {reason}."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(ExpiryDue)
+
+
+def to_wire(message: ExpiryDue) -> bytes:
+    """JSON: {"type": "ExpiryDue", "stream_id": …, "due_at": …, "v": 1}."""
+    return _encoder.encode(message)
+
+
+def from_wire(body: bytes) -> ExpiryDue:
+    """Unknown fields are ignored. Raises UnreadableMessage for another type or version, and for what is no JSON."""
+    try:
+        message = _decoder.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise UnreadableMessage(str(error)) from error
+    if message.due_at.utcoffset() is None:
+        raise UnreadableMessage("due_at has no time zone")
+    return message

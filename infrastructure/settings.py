@@ -1,0 +1,73 @@
+"""Every knob: its unit, its default and the reason for it. From the environment, as COUPON_CLOCK_ plus the name."""
+
+from datetime import timedelta
+from typing import Self
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from coupon_clock.domain.errors import CouponError
+
+
+class UnusableSettings(CouponError):
+    """The settings cannot be used: {problems}."""
+
+    def __init__(self, problems: str) -> None:
+        super().__init__(problems)
+        self.problems = problems
+
+
+class Settings(BaseSettings):
+    """Seconds where a name says how long."""
+
+    model_config = SettingsConfigDict(env_prefix="COUPON_CLOCK_", frozen=True, extra="forbid")
+
+    database_url: SecretStr = SecretStr("")
+    """A libpq URL. No default: nobody should end coupons in a database they did not name."""
+    database_schema: str = Field("public", pattern=r"^[a-z_][a-z0-9_]{0,30}$")
+    """The one schema that holds all tables."""
+    database_connections: int = Field(10, ge=2, le=1_000)
+    """The most that one process opens: more than two cores' worth of writers gains nothing (docs/event-log.md)."""
+
+    rocketmq_endpoints: str = ""
+    """host:port of the gRPC proxy, several separated by ";". Empty: the in-process broker."""
+    rocketmq_topic: str = "coupon-expiry"
+    rocketmq_group: str = "coupon-clock"
+    rocketmq_namespace: str = ""
+    rocketmq_access_key: str = ""
+    rocketmq_secret_key: SecretStr = SecretStr("")
+    rocketmq_tls: bool = False
+
+    arming_window: float = Field(3600, gt=0)
+    """How far ahead alarms go to RocketMQ: an hour keeps a bulk import from flooding it, and is below all vendors'
+    caps on delays."""
+    lead: float = Field(10, ge=1)
+    """How long before the end a message is delivered, to be held until the instant: longer than the first long poll
+    of a starting consumer (5 s, measured)."""
+    sweep_interval: float = Field(1, gt=0)
+    sweep_grace: float = Field(1, ge=0)
+    """The sweep leaves alarms alone for this long after their end, so that it does not race the messages."""
+    max_held: int = Field(200_000, ge=1)
+    """How many messages one consumer holds (about 400 bytes each) before it stops receiving."""
+
+    @classmethod
+    def load(cls, **given: object) -> Self:
+        """From the arguments, then the environment. Raises UnusableSettings with every problem."""
+        try:
+            return cls(**given)  # type: ignore[arg-type]
+        except ValidationError as error:
+            raise UnusableSettings("; ".join(map(_in_words, error.errors()))) from error
+
+    @property
+    def lead_time(self) -> timedelta:
+        return timedelta(seconds=self.lead)
+
+    @property
+    def arming_window_time(self) -> timedelta:
+        return timedelta(seconds=self.arming_window)
+
+
+def _in_words(problem: object) -> str:
+    assert isinstance(problem, dict)
+    name = "_".join(str(part) for part in problem["loc"]).upper()
+    return f"COUPON_CLOCK_{name}: {problem['msg']} (got {problem['input']!r})"

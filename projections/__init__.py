@@ -1,0 +1,1 @@
+"""The read model: what queries answer from."""
