@@ -1,0 +1,401 @@
+"""The in-process API, and the only place where the parts are wired together."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from threading import Event as StopEvent
+from threading import Thread
+from time import monotonic, sleep
+from types import TracebackType
+from typing import Literal, Self
+from uuid import UUID, uuid4
+
+import structlog
+from msgspec import Struct
+
+from coupon_clock.domain.commands import (
+    ChangeValidity,
+    Command,
+    CreateCouponTemplate,
+    ExpireCouponTemplate,
+    IncreaseStock,
+    ShopCommand,
+    TerminateCouponTemplate,
+)
+from coupon_clock.domain.coupon_template import CouponTemplate, decide, due_at, evolve, existing, fold, has_content_of
+from coupon_clock.domain.discount import FixedAmount, Percentage, ThresholdAmount
+from coupon_clock.domain.errors import CouponError, CouponTemplateNotFound, ReadModelBehind
+from coupon_clock.domain.events import ConsumeRule, Ended, Event, ReceiveRule
+from coupon_clock.domain.validity import Validity
+from coupon_clock.infrastructure import schema, telemetry
+from coupon_clock.infrastructure.alarms import Alarms
+from coupon_clock.infrastructure.broker import Broker, MemoryBroker
+from coupon_clock.infrastructure.database import Pool, available, connect, open_pool
+from coupon_clock.infrastructure.deadline import Answer, Done, NotDue, TryAgain, Unanswerable
+from coupon_clock.infrastructure.event_store import Cause, Envelope, EventStore, UnreadableEvent
+from coupon_clock.infrastructure.execution import Decider, Execution, Outcome
+from coupon_clock.infrastructure.expiry_consumer import ExpiryConsumer
+from coupon_clock.infrastructure.follower import Batch, Follower, end_of_log
+from coupon_clock.infrastructure.loop import Bell, Counts, Loop
+from coupon_clock.infrastructure.reconciler import Reconciler
+from coupon_clock.infrastructure.rejected import RejectedMessages
+from coupon_clock.infrastructure.relay import Relay
+from coupon_clock.infrastructure.server_clock import ServerClock
+from coupon_clock.infrastructure.settings import Settings
+from coupon_clock.projections import read_model
+from coupon_clock.projections.projector import Projector
+from coupon_clock.projections.read_model import Filters, Page, TemplateView
+
+__all__ = [
+    "Application",
+    "ChangeValidity",
+    "ConsumeRule",
+    "CreateCouponTemplate",
+    "Envelope",
+    "Filters",
+    "FixedAmount",
+    "IncreaseStock",
+    "Outcome",
+    "Page",
+    "Percentage",
+    "ReceiveRule",
+    "Settings",
+    "TemplateView",
+    "TerminateCouponTemplate",
+    "ThresholdAmount",
+    "Validity",
+]
+
+Role = Literal["relay", "consumer", "reconciler", "projector"]
+ROLES: tuple[Role, ...] = ("relay", "consumer", "reconciler", "projector")
+
+RELAY_POLL_S = 0.2
+FOLLOW_POLL_S = 0.05
+READ_POLL_S = 0.005
+LONGEST_STOP_S = 15
+
+NO_FILTERS = Filters()
+
+log = structlog.get_logger()
+
+
+class RolesTornApart(CouponError):
+    """Without RocketMQ, relay and consumer work only in one process: run both here, or set ROCKETMQ_ENDPOINTS."""
+
+
+class Application:
+    """Coupon templates that end on time. Safe to use from several threads."""
+
+    def __init__(self, settings: Settings, pool: Pool) -> None:
+        self.settings = settings
+        self.pool = pool
+        self.clock = ServerClock()
+        self.store: EventStore[Event] = EventStore(pool, self.clock, Event)
+        self._alarms_changed = Bell()
+        self._log_grew = Bell()
+        self._execution = Execution(self.store, COUPON_TEMPLATES, self._appended)
+        self._closing = StopEvent()
+
+    @classmethod
+    def open(cls, settings: Settings | None = None) -> Self:
+        """Checks the schema; starts nothing. Raises UnusableSettings, DatabaseUnavailable, SchemaMissing, UnsafeLog."""
+        settings = settings or Settings.load()
+        pool = open_pool(settings)
+        try:
+            with available(), pool.connection() as connection:
+                schema.check(connection)
+            app = cls(settings, pool)
+            app.store.learn_time()
+        except BaseException:
+            pool.close()
+            raise
+        return app
+
+    @staticmethod
+    def migrate(settings: Settings) -> list[int]:
+        """Makes or updates the tables; answers with the numbers of the migrations that ran."""
+        with connect(settings) as connection:
+            numbers = schema.migrate(connection)
+            read_model.create_table(connection)
+            return numbers
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._closing.set()
+        self.pool.close()
+
+    # ── commands ─────────────────────────────────────────────────────────────────────────────────
+
+    def execute(self, command: ShopCommand) -> Outcome[Event]:
+        """Its events are stored when this returns. Raises a CouponError: InvalidCommand, CouponTemplateNotFound,
+        CouponTemplateOver, CommandConflict, OutcomeUnknown (send the same command again), DatabaseUnavailable."""
+        return self._execution.execute(command)
+
+    def execute_many(self, commands: Sequence[ShopCommand]) -> list[Outcome[Event] | CouponError]:
+        """Outcomes or errors in order, in few transactions: one that fails spoils no other."""
+        return self._execution.execute_many(commands)
+
+    # ── queries ──────────────────────────────────────────────────────────────────────────────────
+
+    def find(
+        self, shop_number: int, template_id: UUID, at_least: int | None = None, timeout: float = 5.0
+    ) -> TemplateView:
+        """From the read model, once it is at position `at_least`, waiting for that up to `timeout` seconds.
+
+        Raises CouponTemplateNotFound, ReadModelBehind, DatabaseUnavailable.
+        """
+        self._wait_for_read_model(at_least, timeout)
+        with available(), self.pool.connection() as connection:
+            view = read_model.find(connection, shop_number, template_id)
+        if view is None:
+            raise CouponTemplateNotFound(template_id, shop_number)
+        return view
+
+    def page(
+        self,
+        shop_number: int,
+        filters: Filters = NO_FILTERS,
+        after: UUID | None = None,
+        limit: int = 50,
+        at_least: int | None = None,
+        timeout: float = 5.0,
+    ) -> Page:
+        """One shop's templates in order of their ids, up to `limit` (at most 1,000) after the cursor.
+
+        Raises ReadModelBehind, DatabaseUnavailable.
+        """
+        self._wait_for_read_model(at_least, timeout)
+        with available(), self.pool.connection() as connection:
+            return read_model.page(connection, shop_number, filters, after, limit)
+
+    def history(self, shop_number: int, template_id: UUID) -> list[Envelope[Event]]:
+        """All that happened to a template, oldest first. Raises CouponTemplateNotFound, DatabaseUnavailable."""
+        envelopes, _, _ = self._load(shop_number, template_id)
+        return envelopes
+
+    def is_usable(self, shop_number: int, template_id: UUID, at: datetime | None = None) -> bool:
+        """From the log: the state as it is now, judged at that (aware) time, by default PostgreSQL's now.
+
+        Raises CouponTemplateNotFound, DatabaseUnavailable.
+        """
+        _, template, now = self._load(shop_number, template_id)
+        return template.is_usable(at or now)
+
+    # ── reactions ────────────────────────────────────────────────────────────────────────────────
+
+    def follow(
+        self,
+        name: str,
+        handler: Callable[[list[Envelope[Event]]], object],
+        batch: int = 500,
+        start: int | Literal["now"] = 0,
+        stop: StopEvent | None = None,
+    ) -> None:
+        """Hands every event to `handler`, in position order and at least once, until `stop` is set or the app closes.
+
+        A durable checkpoint keeps the place; `start` counts the first time only. A batch whose handler raises is
+        repeated whole, with back-off. A second process with the same name waits.
+        """
+
+        def deliver(batch: Batch[Event]) -> None:
+            handler(batch.envelopes)
+            with available(), self.pool.connection() as connection:
+                batch.advance(connection)
+
+        first = end_of_log(self.pool) if start == "now" else start
+        follower = Follower(self.pool, self.store, name, deliver, batch, first)
+        Loop(name, follower.run_once, FOLLOW_POLL_S, self._log_grew.listener()).run_forever(stop or self._closing)
+        if not self._closing.is_set():
+            follower.release()
+
+    # ── running ──────────────────────────────────────────────────────────────────────────────────
+
+    @contextmanager
+    def running(self, roles: Sequence[Role] = ROLES) -> Iterator[None]:
+        """These loops in threads, until the block ends; what is in hand is finished first.
+
+        Raises RolesTornApart, BrokerMisconfigured.
+        """
+        check_roles(self.settings, roles)
+        broker = broker_for(self.settings)
+        parts = self.clockwork(broker)
+        stop = StopEvent()
+        receivers = self._start(parts.receivers(broker, stop) if "consumer" in roles else [], stop)
+        others = self._start([loop for role in roles for loop in self._loops(role, parts, stop)], stop)
+        log.info("running", action="start", roles=list(roles), broker=broker.name, broker_forgets=broker.forgets)
+        try:
+            yield
+        finally:
+            stop.set()
+            self._alarms_changed.ring()
+            self._log_grew.ring()
+            join(others)
+            parts.finish()
+            broker.close()
+            join(receivers)
+            log.info("stopped", action="stop", roles=list(roles))
+
+    def clockwork(self, broker: Broker) -> "Clockwork":
+        """The parts that end templates, on this broker, each to be run once or for ever."""
+        settings = self.settings
+        alarms = Alarms(self.pool)
+        grace = timedelta(seconds=settings.sweep_grace)
+        rejected = RejectedMessages(self.pool)
+        return Clockwork(
+            Relay(alarms, broker, self.clock, settings.lead_time),
+            ExpiryConsumer(broker, alarms, rejected, self.look_at, self.clock, settings.lead_time, settings.max_held),
+            Reconciler(alarms, self.look_at, grace),
+            Projector(self.pool, self.store),
+        )
+
+    def look_at(self, stream_ids: Sequence[UUID], cause: Cause) -> list[Answer]:
+        """Ends those of these templates that are due, in few transactions; none given, it only reads the time."""
+        if not stream_ids:
+            self.store.learn_time()
+        commands = [ExpireCouponTemplate(command_id=uuid4(), template_id=stream_id) for stream_id in stream_ids]
+        outcomes = self._execution.execute_many(commands, cause)
+        unchanged = [o.template_id for o in outcomes if isinstance(o, Outcome) and not o.events]
+        due_ats = self._due_ats(unchanged)
+        self._observe_lateness(outcomes, cause)
+        return [answer(outcome, due_ats) for outcome in outcomes]
+
+    def _due_ats(self, stream_ids: Sequence[UUID]) -> dict[UUID, datetime | None]:
+        if not stream_ids:
+            return {}
+        states = {
+            stream_id: fold(envelope.event for envelope in stream)
+            for stream_id, stream in self.store.load_many(stream_ids).streams.items()
+            if not isinstance(stream, UnreadableEvent)
+        }
+        return {stream_id: due_at(state) for stream_id, state in states.items() if state}
+
+    def _observe_lateness(self, outcomes: Sequence[Outcome[Event] | CouponError], cause: Cause) -> None:
+        now = self.clock.now()
+        for outcome in outcomes:
+            if isinstance(outcome, Outcome):
+                for event in outcome.events:
+                    if isinstance(event, Ended):
+                        telemetry.LATENESS.labels(cause).observe((now - event.ended_at).total_seconds())
+
+    def _loops(self, role: Role, parts: "Clockwork", stop: StopEvent) -> list[Loop]:
+        match role:
+            case "relay":
+                return [Loop(role, parts.relay.run_once, RELAY_POLL_S, self._alarms_changed.listener())]
+            case "consumer":
+                return [Loop(role, step, 0, stop.wait) for step in (parts.consumer.act, parts.consumer.acknowledge)]
+            case "reconciler":
+                return [Loop(role, parts.reconciler.run_once, self.settings.sweep_interval, stop.wait)]
+            case "projector":
+                return [Loop(role, parts.projector.run_once, FOLLOW_POLL_S, self._log_grew.listener())]
+
+    def _start(self, loops: Sequence[Loop], stop: StopEvent) -> list[Thread]:
+        threads = [
+            Thread(target=loop.run_forever, args=(stop,), name=f"coupon-clock-{loop.role}", daemon=True)
+            for loop in loops
+        ]
+        for thread in threads:
+            thread.start()
+        return threads
+
+    # ── what the above needs ─────────────────────────────────────────────────────────────────────
+
+    def _appended(self, earliest_due_at: datetime | None) -> None:
+        self._log_grew.ring()
+        if earliest_due_at is not None:
+            self._alarms_changed.ring()
+
+    def _load(self, shop_number: int, template_id: UUID) -> tuple[list[Envelope[Event]], CouponTemplate, datetime]:
+        envelopes, now = self.store.load(template_id)
+        template = fold(envelope.event for envelope in envelopes)
+        if template is None or template.shop_number != shop_number:
+            raise CouponTemplateNotFound(template_id, shop_number)
+        return envelopes, template, now
+
+    def _wait_for_read_model(self, at_least: int | None, timeout: float) -> None:
+        deadline = monotonic() + timeout
+        while at_least is not None:
+            with available(), self.pool.connection() as connection:
+                position = read_model.position(connection)
+            if position >= at_least:
+                return
+            if monotonic() >= deadline:
+                raise ReadModelBehind(position, at_least)
+            sleep(READ_POLL_S)
+
+
+class Clockwork(Struct, frozen=True):
+    """The parts that end templates and show it. Each has a `run_once`."""
+
+    relay: Relay
+    consumer: ExpiryConsumer
+    reconciler: Reconciler
+    projector: Projector
+
+    def run_once(self) -> Counts:
+        """One tick of each, in the order in which a coupon passes them."""
+        parts = (self.relay, self.consumer, self.reconciler, self.projector)
+        return sum((part.run_once() for part in parts), Counts())
+
+    def receivers(self, broker: Broker, stop: StopEvent) -> list[Loop]:
+        return [Loop("consumer", self.consumer.receive, 0, stop.wait) for _ in range(broker.receivers)]
+
+    def finish(self) -> None:
+        """At a clean stop: acknowledges what is done, and frees what other processes may take over."""
+        try:
+            while self.consumer.acknowledge(0.0):
+                pass
+            self.relay.release()
+            self.projector.release()
+        except CouponError as error:
+            log.warning("not released", action="stop", why=str(error))
+
+
+def join(threads: Sequence[Thread]) -> None:
+    for thread in threads:
+        thread.join(LONGEST_STOP_S)
+
+
+# ── the domain, as the parts see it ──────────────────────────────────────────────────────────────
+
+
+def admit(state: CouponTemplate | None, command: Command) -> None:
+    """Another shop's template is "not found", whatever the command; a Create decides for itself."""
+    if not isinstance(command, CreateCouponTemplate):
+        existing(state, command)
+
+
+COUPON_TEMPLATES = Decider(admit, decide, evolve, has_content_of, due_at)
+
+
+def answer(outcome: Outcome[Event] | CouponError, due_ats: Mapping[UUID, datetime | None]) -> Answer:
+    """What a look came to, in the loops' words. `due_ats`: of the streams that did not change."""
+    match outcome:
+        case CouponTemplateNotFound() | UnreadableEvent():
+            return Unanswerable(outcome)
+        case CouponError():
+            return TryAgain(outcome)
+    if outcome.events:
+        return Done(ended_now=True)
+    due = due_ats.get(outcome.template_id)
+    return NotDue(due) if due else Done(ended_now=False)
+
+
+def broker_for(settings: Settings) -> Broker:
+    """RocketMQ where its endpoints are set, else the in-process one. Raises BrokerMisconfigured."""
+    if not settings.rocketmq_endpoints:
+        return MemoryBroker()
+    from coupon_clock.infrastructure.rocketmq import RocketMQBroker  # its client is an extra, and slow to import
+
+    return RocketMQBroker.open(settings)
+
+
+def check_roles(settings: Settings, roles: Sequence[Role]) -> None:
+    if not settings.rocketmq_endpoints and ("relay" in roles) != ("consumer" in roles):
+        raise RolesTornApart

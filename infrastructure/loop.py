@@ -1,0 +1,79 @@
+"""How every loop runs: tick, back off, report, stop. What a loop does is its `run_once`."""
+
+from collections import Counter
+from collections.abc import Callable
+from threading import Condition, Event
+from typing import Protocol
+
+import structlog
+from msgspec import Struct
+
+from coupon_clock.domain.errors import CouponError
+from coupon_clock.infrastructure import telemetry
+
+Counts = Counter[str]
+"""What one tick did, by name; empty when there was nothing to do."""
+
+SHORTEST_BACK_OFF_S = 0.1
+LONGEST_BACK_OFF_S = 2.0
+
+log = structlog.get_logger()
+
+
+class Wait(Protocol):
+    """How a loop passes its idle time: until `seconds` are over, or something wakes it."""
+
+    def __call__(self, seconds: float, /) -> object: ...
+
+
+class Loop(Struct, frozen=True):
+    """`run_once` until `stop`; at once again while it finds work, else after `idle` seconds, or when `wait` wakes."""
+
+    role: str
+    run_once: Callable[[], Counts]
+    idle: float
+    wait: Wait
+
+    def run_forever(self, stop: Event) -> None:
+        back_off = 0.0
+        while not stop.is_set():
+            try:
+                counts = self.run_once()
+            except Exception as error:
+                back_off = min(max(2 * back_off, SHORTEST_BACK_OFF_S), LONGEST_BACK_OFF_S)
+                self._report(error, back_off)
+                stop.wait(back_off)
+            else:
+                back_off = 0.0
+                telemetry.count(self.role, counts)
+                if not counts:
+                    self.wait(self.idle)
+
+    def _report(self, error: Exception, back_off: float) -> None:
+        telemetry.failed(self.role)
+        unexpected = not isinstance(error, CouponError)
+        log.warning("again", action="back_off", role=self.role, seconds=back_off, why=str(error), exc_info=unexpected)
+
+
+class Bell:
+    """Wakes all who listen. A ring is heard by each listener once, also one that was busy when it rang."""
+
+    def __init__(self) -> None:
+        self._rung = Condition()
+        self._rings = 0
+
+    def ring(self) -> None:
+        with self._rung:
+            self._rings += 1
+            self._rung.notify_all()
+
+    def listener(self) -> Wait:
+        heard = self._rings
+
+        def wait(seconds: float) -> None:
+            nonlocal heard
+            with self._rung:
+                self._rung.wait_for(lambda: self._rings != heard, seconds)
+                heard = self._rings
+
+        return wait

@@ -1,0 +1,44 @@
+"""Hands alarms to the broker before they are due. At least once; repeats are harmless."""
+
+from datetime import timedelta
+
+from coupon_clock.infrastructure.alarms import Alarm, Alarms
+from coupon_clock.infrastructure.broker import Broker
+from coupon_clock.infrastructure.loop import Counts
+from coupon_clock.infrastructure.messages import ExpiryDue
+from coupon_clock.infrastructure.server_clock import ServerClock
+
+BATCH = 500
+
+
+class Relay:
+    """`lead`: how long before the end messages are to be delivered."""
+
+    def __init__(self, alarms: Alarms, broker: Broker, clock: ServerClock, lead: timedelta) -> None:
+        self._alarms = alarms
+        self._broker = broker
+        self._clock = clock
+        self._lead = lead
+        self._leased: set[Alarm] = set()
+
+    def run_once(self) -> Counts:
+        """A crash before `publish` leaves alarms to whoever comes when the lease is over; one after it sends twice."""
+        alarms = self._alarms.claim(ahead=self._broker.wants_ahead, limit=BATCH)
+        if not alarms:
+            return Counts()
+        self._broker.publish([ExpiryDue(alarm.stream_id, alarm.due_at) for alarm in alarms], self._lead)
+        if self._broker.forgets:
+            self._lease(alarms)
+        else:
+            self._alarms.mark_armed(alarms)
+        return Counts(armed=len(alarms))
+
+    def release(self) -> None:
+        """At a clean stop: what a forgetting broker holds is free for other processes at once."""
+        self._alarms.release(list(self._leased))
+        self._leased.clear()
+
+    def _lease(self, alarms: list[Alarm]) -> None:
+        self._alarms.lease_past_due(alarms)
+        now = self._clock.now()
+        self._leased = {alarm for alarm in self._leased if alarm.due_at > now} | set(alarms)

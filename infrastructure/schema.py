@@ -1,0 +1,228 @@
+"""The tables, as numbered migrations, and the checks that keep a log whole."""
+
+from psycopg import Connection
+from psycopg.rows import TupleRow
+
+from coupon_clock.domain.errors import CouponError
+from coupon_clock.infrastructure.database import OLDEST_POSTGRESQL
+
+LOG = """
+CREATE FUNCTION coupon_clock_now() RETURNS timestamptz LANGUAGE sql VOLATILE AS 'SELECT clock_timestamp()';
+
+CREATE TABLE coupon_template_events (
+    originator_id      uuid      NOT NULL,
+    originator_version bigint    NOT NULL,
+    topic              text      NOT NULL,
+    state              bytea     NOT NULL,
+    notification_id    bigserial NOT NULL,
+    PRIMARY KEY (originator_id, originator_version)
+);
+CREATE UNIQUE INDEX coupon_template_events_notification_id_idx ON coupon_template_events (notification_id ASC);
+
+CREATE TABLE alarm (
+    stream_id    uuid PRIMARY KEY,
+    due_at       timestamptz NOT NULL,
+    armed_at     timestamptz,
+    leased_until timestamptz
+);
+CREATE INDEX alarm_due_idx     ON alarm (due_at, stream_id);
+CREATE INDEX alarm_unarmed_idx ON alarm (due_at) WHERE armed_at IS NULL;
+
+CREATE TABLE checkpoint (
+    name         text PRIMARY KEY,
+    position     bigint  NOT NULL,
+    build        integer NOT NULL DEFAULT 1,
+    fold_version integer NOT NULL DEFAULT 1,
+    leased_by    uuid,
+    leased_until timestamptz
+);
+
+CREATE TABLE rejected_message (
+    id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    message_id  text        NOT NULL,
+    reason      text        NOT NULL,
+    body        bytea       NOT NULL,
+    rejected_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+"""
+
+# Fires before positions are drawn, for every writer, ours or not: whoever has a position holds the shared lock until
+# its rows are visible or gone, which is what followers wait for (follower.py). It bounds that transaction, because
+# followers stand still for it, and refuses to acknowledge a commit that a crash could take back.
+LOCK_TRIGGER = """
+CREATE FUNCTION coupon_clock_announce_writer() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock_shared(1129271116, TG_RELID::int4);
+    PERFORM set_config('idle_in_transaction_session_timeout', '30s', true);
+    IF current_setting('server_version_num')::int >= 170000 THEN
+        PERFORM set_config('transaction_timeout', '60s', true);
+    END IF;
+    IF current_setting('synchronous_commit') = 'off' THEN
+        PERFORM set_config('synchronous_commit', 'on', true);
+    END IF;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER announce_writer BEFORE INSERT ON coupon_template_events
+    FOR EACH STATEMENT EXECUTE FUNCTION coupon_clock_announce_writer();
+"""
+
+APPEND_ONLY = """
+CREATE FUNCTION coupon_clock_refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION 'the log % is append only: % is refused', TG_TABLE_NAME, TG_OP
+        USING HINT = 'Append an event that corrects what is wrong.';
+END $$;
+CREATE TRIGGER refuse_change BEFORE UPDATE OR DELETE OR TRUNCATE ON coupon_template_events
+    FOR EACH STATEMENT EXECUTE FUNCTION coupon_clock_refuse_change();
+"""
+
+# First each stream's lowest version, and only directly after the one before it; those that got in change their alarms
+# and bring the rest, where a conflict rolls all back. Streams left out come back with position null and the version
+# they have. Rows are inserted in the order of their ids, so that two batches never wait for each other in a circle.
+APPEND = """
+CREATE FUNCTION coupon_clock_append(
+    ids uuid[], versions bigint[], topics text[], states bytea[], alarm_ids uuid[], alarm_due_ats timestamptz[]
+) RETURNS TABLE (stream_id uuid, version bigint, log_position bigint) LANGUAGE plpgsql AS $$
+DECLARE
+    got_ids       uuid[];
+    got_versions  bigint[];
+    got_positions bigint[];
+BEGIN
+    WITH got AS (
+        INSERT INTO coupon_template_events AS log (originator_id, originator_version, topic, state)
+        SELECT first.id, first.version, first.topic, first.state
+          FROM (SELECT DISTINCT ON (given.id) given.*
+                  FROM unnest(ids, versions, topics, states) AS given (id, version, topic, state)
+                 ORDER BY given.id, given.version) AS first
+         WHERE first.version = 1
+            OR EXISTS (SELECT FROM coupon_template_events AS previous
+                        WHERE previous.originator_id = first.id AND previous.originator_version = first.version - 1)
+         ORDER BY first.id
+            ON CONFLICT (originator_id, originator_version) DO NOTHING
+        RETURNING log.originator_id, log.originator_version, log.notification_id
+    ), changed AS (
+        SELECT change.id, change.due_at
+          FROM unnest(alarm_ids, alarm_due_ats) AS change (id, due_at)
+          JOIN got ON got.originator_id = change.id
+    ), kept AS (
+        INSERT INTO alarm AS kept (stream_id, due_at)
+        SELECT changed.id, changed.due_at FROM changed WHERE changed.due_at IS NOT NULL
+            ON CONFLICT ON CONSTRAINT alarm_pkey DO UPDATE
+           SET due_at = excluded.due_at, armed_at = NULL, leased_until = NULL
+         WHERE kept.due_at <> excluded.due_at
+    ), dropped AS (
+        DELETE FROM alarm USING changed WHERE alarm.stream_id = changed.id AND changed.due_at IS NULL
+    )
+    SELECT array_agg(got.originator_id), array_agg(got.originator_version), array_agg(got.notification_id)
+      INTO got_ids, got_versions, got_positions
+      FROM got;
+
+    RETURN QUERY SELECT * FROM unnest(got_ids, got_versions, got_positions);
+
+    IF cardinality(ids) > coalesce(cardinality(got_ids), 0) THEN
+        RETURN QUERY
+        INSERT INTO coupon_template_events AS log (originator_id, originator_version, topic, state)
+        SELECT given.id, given.version, given.topic, given.state
+          FROM unnest(ids, versions, topics, states) AS given (id, version, topic, state)
+          JOIN unnest(got_ids, got_versions) AS got (id, version)
+            ON given.id = got.id AND given.version > got.version
+         ORDER BY given.id, given.version
+        RETURNING log.originator_id, log.originator_version, log.notification_id;
+
+        RETURN QUERY
+        SELECT DISTINCT given.id,
+               coalesce((SELECT max(log.originator_version) FROM coupon_template_events AS log
+                          WHERE log.originator_id = given.id), 0),
+               NULL::bigint
+          FROM unnest(ids) AS given (id)
+         WHERE given.id <> ALL (coalesce(got_ids, '{}'));
+    END IF;
+END $$;
+"""
+
+MIGRATIONS: tuple[str, ...] = (LOG + LOCK_TRIGGER + APPEND_ONLY + APPEND,)
+"""Number n is MIGRATIONS[n - 1]. One that has been released is never changed."""
+
+MIGRATION_LOCK = 1129271117
+
+
+class SchemaMissing(CouponError):
+    """The schema {schema} is at migration {found}, this code needs {needed}: run `coupon-clock migrate`."""
+
+    def __init__(self, schema: str, found: int, needed: int) -> None:
+        super().__init__(schema, found, needed)
+        self.schema, self.found, self.needed = schema, found, needed
+
+
+class SchemaTooNew(SchemaMissing):
+    """The schema {schema} is at migration {found}, this code knows {needed}: install a newer coupon-clock."""
+
+
+class UnsafeLog(CouponError):
+    """Nothing is written to this database before it is mended: {reason}."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def migrate(connection: Connection[TupleRow]) -> list[int]:
+    """Brings the schema up to date and answers with the numbers applied. Safe when several processes start at once."""
+    (schema,) = one(connection, "SELECT current_setting('search_path')")
+    with connection.transaction():
+        connection.execute("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0")
+        connection.execute("SELECT pg_advisory_xact_lock(%s)", (MIGRATION_LOCK,))
+        if one(connection, "SELECT to_regnamespace(%s) IS NULL", schema)[0]:
+            connection.execute(f"CREATE SCHEMA {schema}")
+        connection.execute("CREATE TABLE IF NOT EXISTS migration (number integer PRIMARY KEY, applied_at timestamptz)")
+        found = applied(connection)
+        if found > len(MIGRATIONS):
+            raise SchemaTooNew(schema, found, len(MIGRATIONS))
+        for number in range(found + 1, len(MIGRATIONS) + 1):
+            connection.execute(MIGRATIONS[number - 1])
+            connection.execute("INSERT INTO migration VALUES (%s, clock_timestamp())", (number,))
+    return list(range(found + 1, len(MIGRATIONS) + 1))
+
+
+def check(connection: Connection[TupleRow]) -> None:
+    """Raises SchemaMissing, SchemaTooNew, or UnsafeLog with what to do."""
+    refuse_unsafe_server(connection)
+    (schema, exists) = one(connection, "SELECT current_setting('search_path'), to_regclass('migration') IS NOT NULL")
+    found = applied(connection) if exists else 0
+    if found != len(MIGRATIONS):
+        raise (SchemaMissing if found < len(MIGRATIONS) else SchemaTooNew)(schema, found, len(MIGRATIONS))
+    refuse_unsafe_sequence(connection)
+
+
+def applied(connection: Connection[TupleRow]) -> int:
+    (number,) = one(connection, "SELECT coalesce(max(number), 0) FROM migration")
+    return int(number)
+
+
+def refuse_unsafe_server(connection: Connection[TupleRow]) -> None:
+    version = connection.info.server_version
+    if version < OLDEST_POSTGRESQL:
+        raise UnsafeLog(f"PostgreSQL is {version // 10_000}, and 15 is the oldest that works: upgrade it")
+    if one(connection, "SELECT pg_is_in_recovery()")[0]:
+        raise UnsafeLog("the server is a standby: connect to the primary")
+
+
+def refuse_unsafe_sequence(connection: Connection[TupleRow]) -> None:
+    """A cached or lagging sequence hands out positions below ones that followers have passed."""
+    sequence = "coupon_template_events_notification_id_seq"
+    # The log first: it only grows, so a sequence read after it is never behind by chance.
+    (highest,) = one(connection, "SELECT coalesce(max(notification_id), 0) FROM coupon_template_events")
+    (last, called) = one(connection, f"SELECT last_value, is_called FROM {sequence}")
+    (cache,) = one(connection, "SELECT seqcache FROM pg_sequence WHERE seqrelid = to_regclass(%s)", sequence)
+    if cache != 1:
+        raise UnsafeLog(f"the sequence {sequence} has a cache of {cache}: ALTER SEQUENCE {sequence} CACHE 1")
+    if last < highest or (last == highest and not called):
+        raise UnsafeLog(
+            f"the sequence {sequence} is at {last}, its table at {highest}: SELECT setval('{sequence}', {highest})"
+        )
+
+
+def one(connection: Connection[TupleRow], statement: str, *parameters: object) -> TupleRow:
+    row = connection.execute(statement, parameters).fetchone()
+    assert row is not None
+    return row

@@ -1,0 +1,42 @@
+"""Metrics, in the default Prometheus registry, and how our own processes log."""
+
+import logging
+import sys
+from collections.abc import Mapping
+
+import structlog
+from prometheus_client import Counter, Gauge, Histogram
+
+WORK = Counter("coupon_clock_work", "What the loops did", ["role", "what"])
+FAILURES = Counter("coupon_clock_failures", "Ticks of a loop that failed and are repeated", ["role"])
+LATENESS = Histogram(
+    "coupon_clock_lateness_seconds",
+    "From a template's end to its Ended being stored, as seen by the loop that ended it",
+    ["cause"],
+    buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 60),
+)
+HELD = Gauge("coupon_clock_held_messages", "Messages held until the instant")
+LAG = Gauge("coupon_clock_lag_events", "Positions between a follower and the end of the log", ["follower"])
+GAP_AGE = Gauge("coupon_clock_gap_seconds", "How long a follower's oldest undecided gap has stood", ["follower"])
+
+
+def count(role: str, counts: Mapping[str, int]) -> None:
+    for what, number in counts.items():
+        WORK.labels(role, what).inc(number)
+
+
+def failed(role: str) -> None:
+    FAILURES.labels(role).inc()
+
+
+def log_to_stderr() -> None:
+    """For our own command line only: a host application keeps its own logging."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
