@@ -45,6 +45,8 @@ from coupon_clock.infrastructure.settings import Settings
 from coupon_clock.projections import read_model
 from coupon_clock.projections.projector import Projector
 from coupon_clock.projections.read_model import Filters, Page, TemplateView
+from coupon_clock.projections.rebuild import rebuild
+from coupon_clock.projections.verify import Difference, verify
 
 __all__ = [
     "Application",
@@ -89,8 +91,8 @@ class Application:
     def __init__(self, settings: Settings, pool: Pool) -> None:
         self.settings = settings
         self.pool = pool
-        self.clock = ServerClock()
-        self.store: EventStore[Event] = EventStore(pool, self.clock, Event)
+        self._clock = ServerClock()
+        self.store: EventStore[Event] = EventStore(pool, self._clock, Event)
         self._alarms_changed = Bell()
         self._log_grew = Bell()
         self._execution = Execution(self.store, COUPON_TEMPLATES, self._appended)
@@ -215,6 +217,19 @@ class Application:
         if not self._closing.is_set():
             follower.release()
 
+    # ── the read model, from the log ─────────────────────────────────────────────────────────────
+
+    def rebuild(self, progress: Callable[[int, int], object]) -> int:
+        """Replays the log into a new read model and swaps it in; answers with its position. `progress(position, end)`.
+
+        Raises RebuildRunning, DatabaseUnavailable, UnreadableEvent; the live read model is then as it was.
+        """
+        return rebuild(self.pool, self.store, progress)
+
+    def verify(self) -> Iterator[Difference]:
+        """Every difference between the log and what derives from it: the read model and the alarms, in one snapshot."""
+        return verify(self.pool, self.store)
+
     # ── running ──────────────────────────────────────────────────────────────────────────────────
 
     @contextmanager
@@ -249,8 +264,8 @@ class Application:
         grace = timedelta(seconds=settings.sweep_grace)
         rejected = RejectedMessages(self.pool)
         return Clockwork(
-            Relay(alarms, broker, self.clock, settings.lead_time),
-            ExpiryConsumer(broker, alarms, rejected, self.look_at, self.clock, settings.lead_time, settings.max_held),
+            Relay(alarms, broker, self._clock, settings.lead_time),
+            ExpiryConsumer(broker, alarms, rejected, self.look_at, self._clock, settings.lead_time, settings.max_held),
             Reconciler(alarms, self.look_at, grace),
             Projector(self.pool, self.store),
         )
@@ -277,7 +292,7 @@ class Application:
         return {stream_id: due_at(state) for stream_id, state in states.items() if state}
 
     def _observe_lateness(self, outcomes: Sequence[Outcome[Event] | CouponError], cause: Cause) -> None:
-        now = self.clock.now()
+        now = self._clock.now()
         for outcome in outcomes:
             if isinstance(outcome, Outcome):
                 for event in outcome.events:

@@ -124,7 +124,7 @@ class ExpiryConsumer:
             self._keep_time()
             return Counts()
         answers = self._answers(due)
-        counts = Counts(looked=len(due))
+        counts = Counts()
         for held in due:
             counts += self._settle(held, answers[held.message.stream_id])
         self._pause_while_away([answer for answer in answers.values() if isinstance(answer, TryAgain)])
@@ -164,11 +164,12 @@ class ExpiryConsumer:
         match answer:
             case Done(ended_now):
                 self._finish(held.delivery)
-                return Counts(ended=1) if ended_now else Counts()
+                return Counts(ended=1) if ended_now else Counts(found_ended=1)
             case NotDue(due_at) if due_at == held.message.due_at:
                 self._hold_again([held])
             case NotDue():
                 self._finish(held.delivery)
+                return Counts(found_moved=1)
             case Unanswerable(error):
                 self._set_aside(held.delivery, str(error))
                 return Counts(rejected=1)

@@ -35,7 +35,7 @@ class RebuildRunning(CouponError):
         self.table = table
 
 
-def rebuild(pool: Pool, store: EventStore[Event], progress: Callable[[int, int], None]) -> int:
+def rebuild(pool: Pool, store: EventStore[Event], progress: Callable[[int, int], object]) -> int:
     """Answers with the position at which the new read model went live. `progress(position, end)` after each batch.
 
     Raises RebuildRunning, DatabaseUnavailable, UnreadableEvent; the live model is then as it was.
@@ -54,7 +54,7 @@ def rebuild(pool: Pool, store: EventStore[Event], progress: Callable[[int, int],
         shadow.release()
 
 
-def _catch_up(pool: Pool, shadow: Projector, progress: Callable[[int, int], None]) -> None:
+def _catch_up(pool: Pool, shadow: Projector, progress: Callable[[int, int], object]) -> None:
     end = end_of_log(pool)
     while True:
         followed = shadow.run_once()

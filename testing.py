@@ -1,0 +1,120 @@
+"""For users' own tests: a clock to turn, and an application on a throw-away database.
+
+with throw_away_database(server_url) as url, turned_application(url, datetime(2026, 1, 1, tzinfo=UTC)) as app:
+    app.execute(...)
+    app.clock.advance(days=90)
+    app.run_due()
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from hashlib import sha256
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+from uuid import uuid4
+
+import psycopg
+
+from coupon_clock.app import Application, Clockwork
+from coupon_clock.infrastructure.broker import MemoryBroker
+from coupon_clock.infrastructure.loop import Counts
+from coupon_clock.infrastructure.schema import MIGRATIONS
+from coupon_clock.infrastructure.settings import Settings
+from coupon_clock.projections import read_model
+
+TURNABLE = """
+CREATE TABLE IF NOT EXISTS turned_clock (at timestamptz);
+CREATE OR REPLACE FUNCTION coupon_clock_now() RETURNS timestamptz LANGUAGE sql VOLATILE
+    AS 'SELECT coalesce((SELECT at FROM turned_clock), clock_timestamp())';
+"""
+
+MOST_TICKS = 1_000
+TEMPLATE_LOCK = 1129271118
+
+
+@contextmanager
+def throw_away_database(server_url: str) -> Iterator[str]:
+    """The URL of a new database on that server, with all tables in it; dropped afterwards.
+
+    Copied from a template database, which is made once a server and version of the tables.
+    """
+    template = _template(server_url)
+    name = f"coupon_clock_test_{uuid4().hex}"
+    with psycopg.connect(server_url, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+    try:
+        yield in_database(server_url, name)
+    finally:
+        with psycopg.connect(server_url, autocommit=True) as connection:
+            connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@contextmanager
+def turned_application(database_url: str, now: datetime, **settings: Any) -> Iterator["TurnedApplication"]:
+    """An application whose PostgreSQL thinks it is `now` until the clock is turned. Only for a throw-away database."""
+    clock = TurnedClock(database_url, now)
+    with TurnedApplication.open(Settings.load(database_url=database_url, sweep_grace=0, **settings)) as app:
+        app.clock = clock
+        app.parts = app.clockwork(MemoryBroker())
+        yield app
+
+
+class TurnedClock:
+    """PostgreSQL's time in one database, turned by hand."""
+
+    def __init__(self, database_url: str, now: datetime) -> None:
+        self._database_url = database_url
+        with psycopg.connect(database_url, autocommit=True) as connection:
+            connection.execute(TURNABLE)
+        self.set(now)
+
+    def set(self, now: datetime) -> None:
+        """`now`: an aware time."""
+        self.now = now
+        with psycopg.connect(self._database_url) as connection:
+            connection.execute("DELETE FROM turned_clock")
+            connection.execute("INSERT INTO turned_clock VALUES (%s)", (now,))
+
+    def advance(self, **by: float) -> None:
+        """By days, hours, minutes, seconds, milliseconds, microseconds, as `timedelta` takes them."""
+        self.set(self.now + timedelta(**by))
+
+
+class TurnedApplication(Application):
+    """An application with a clock to turn and nothing in the background: `run_due` does what the loops would."""
+
+    clock: TurnedClock
+    parts: Clockwork
+
+    def run_due(self) -> Counts:
+        """Runs relay, consumer, sweep and projector until nothing is left to do at this time."""
+        self.store.learn_time()
+        done = Counts()
+        for _ in range(MOST_TICKS):
+            counts = self.parts.run_once()
+            if not counts:
+                return done
+            done += counts
+        raise AssertionError(f"still busy after {MOST_TICKS} ticks: {done}")
+
+
+def in_database(server_url: str, name: str) -> str:
+    """The same URL with another database."""
+    return urlunsplit(urlsplit(server_url)._replace(path=f"/{name}"))
+
+
+def _template(server_url: str) -> str:
+    shape = "".join(MIGRATIONS) + repr(read_model.LIVE) + str(read_model.FOLD_VERSION)
+    name = f"coupon_clock_template_{sha256(shape.encode()).hexdigest()[:16]}"
+    with psycopg.connect(server_url, autocommit=True) as connection:
+        connection.execute("SELECT pg_advisory_lock(%s)", (TEMPLATE_LOCK,))
+        (exists,) = connection.execute(
+            "SELECT exists(SELECT FROM pg_database WHERE datname = %s AND datistemplate)", (name,)
+        ).fetchone() or (False,)
+        if not exists:
+            connection.execute(f"DROP DATABASE IF EXISTS {name}")
+            connection.execute(f"CREATE DATABASE {name}")
+            Application.migrate(Settings.load(database_url=in_database(server_url, name)))
+            connection.execute(f"ALTER DATABASE {name} IS_TEMPLATE true")
+    return name

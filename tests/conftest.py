@@ -1,0 +1,62 @@
+"""Real servers, once a run: an embedded PostgreSQL and, for tests marked `rocketmq`, a real RocketMQ."""
+
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from coupon_clock.app import Application, Settings
+from coupon_clock.infrastructure.local.postgres import LocalPostgres
+from coupon_clock.infrastructure.local.progress import shown
+from coupon_clock.infrastructure.local.rocketmq_server import LocalRocketMQ
+from coupon_clock.testing import TurnedApplication, throw_away_database, turned_application
+
+sys.path.insert(0, str(Path(__file__).parent))  # tests import examples.py and the contract suites by name
+
+MORNING = datetime(2026, 3, 1, 8, tzinfo=UTC)
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalPostgres]:
+    server = LocalPostgres(tmp_path_factory.mktemp("postgres"))
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="session")
+def rocketmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalRocketMQ]:
+    """`.endpoints`, and `.provision(topic, group)` for tests that want their own."""
+    server = LocalRocketMQ(tmp_path_factory.mktemp("rocketmq"))
+    with shown() as progress:
+        server.start(progress)
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def database_url(postgres: LocalPostgres) -> Iterator[str]:
+    """A new database with all tables."""
+    with throw_away_database(postgres.url) as url:
+        yield url
+
+
+@pytest.fixture
+def settings(database_url: str) -> Settings:
+    return Settings.load(database_url=database_url)
+
+
+@pytest.fixture
+def live(settings: Settings) -> Iterator[Application]:
+    """An application on the real clock, with nothing running."""
+    with Application.open(settings) as app:
+        yield app
+
+
+@pytest.fixture
+def app(database_url: str) -> Iterator[TurnedApplication]:
+    """An application whose clock is turned by hand; it is the MORNING of 1 March 2026."""
+    with turned_application(database_url, MORNING) as app:
+        yield app
