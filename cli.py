@@ -62,10 +62,11 @@ def run(
     role: Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(ROLES)}; repeat it for several.")] = None,
 ) -> None:
     """Run all loops, or some, until Ctrl-C or SIGTERM; what is in hand is finished first."""
+    roles = roles_named(role)
     stop = Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    with Application.open() as app, app.running(roles_named(role)):
+    with Application.open() as app, app.running(roles):
         stop.wait()
 
 
@@ -235,3 +236,7 @@ def shown_progress(what: str) -> Iterator[ProgressOf]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=err) as bar:
         yield ProgressOf(what, bar)
+
+
+if __name__ == "__main__":
+    main()

@@ -30,9 +30,7 @@ class DatabaseUnavailable(CouponError):
 def connect(settings: Settings) -> Connection[TupleRow]:
     """One autocommitting connection, set up like the pool's. Raises DatabaseUnavailable."""
     with available():
-        connection = psycopg.connect(
-            settings.database_url.get_secret_value(), autocommit=True, connect_timeout=CONNECT_TIMEOUT_S
-        )
+        connection = psycopg.connect(settings.database(), autocommit=True, connect_timeout=CONNECT_TIMEOUT_S)
         _set_up(connection, settings.database_schema)
         return connection
 
@@ -41,7 +39,7 @@ def open_pool(settings: Settings) -> Pool:
     """Raises DatabaseUnavailable where the first connection cannot be made."""
     connect(settings).close()
     return ConnectionPool(
-        settings.database_url.get_secret_value(),
+        settings.database(),
         connection_class=Connection[TupleRow],
         kwargs={"autocommit": True, "connect_timeout": CONNECT_TIMEOUT_S},
         configure=lambda connection: _set_up(connection, settings.database_schema),

@@ -58,6 +58,13 @@ class Settings(BaseSettings):
         except ValidationError as error:
             raise UnusableSettings("; ".join(map(_in_words, error.errors()))) from error
 
+    def database(self) -> str:
+        """The libpq URL. Raises UnusableSettings where it is not set."""
+        url = self.database_url.get_secret_value()
+        if not url:
+            raise UnusableSettings("COUPON_CLOCK_DATABASE_URL is not set; `coupon-clock local up` prints one")
+        return url
+
     @property
     def lead_time(self) -> timedelta:
         return timedelta(seconds=self.lead)

@@ -1,0 +1,70 @@
+# Coupon Clock. `make help` lists what there is; nothing but Python 3.11+, make and a network is needed.
+
+PYTHON ?= python3
+BROKER ?= rocketmq
+BIN    := .venv/bin
+SOURCES := $(sort $(wildcard *.py domain/*.py infrastructure/*.py infrastructure/*/*.py infrastructure/*/*.txt projections/*.py demo/*.py))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast lint format clean check-python
+
+help:  ## Show this list.
+	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
+
+setup: .venv/installed  ## Make .venv with everything in it.
+
+demo: setup  ## Watch 40 coupon templates end on time, on a real RocketMQ (BROKER=memory: without).
+	@$(BIN)/python -m coupon_clock.demo --broker $(BROKER)
+
+test: setup lint  ## Run all tests, on real PostgreSQL and RocketMQ.
+	@$(BIN)/python -m pytest
+
+test-fast: setup  ## Run all tests that need no RocketMQ.
+	@$(BIN)/python -m pytest -m "not rocketmq"
+
+lint: setup  ## Check style, types and the direction of imports.
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet . || { echo "Run 'make format'."; exit 1; }
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache | tail -n 1
+
+format: setup  ## Bring all files into the one style.
+	@$(BIN)/ruff check --quiet --fix-only .
+	@$(BIN)/ruff format .
+
+clean:  ## Remove all that make has made; stops the local servers first.
+	@for folder in .local .demo; do if [ -d $$folder ] && [ -x $(BIN)/coupon-clock ]; then $(BIN)/coupon-clock local down --dir $$folder; fi; done
+	@rm -rf .venv build .local .demo *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# ── the environment, in steps that are repeated only when their inputs changed ───────────────────
+
+check-python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	  { echo "Coupon Clock needs Python 3.11 or newer, and '$(PYTHON)' is not: run make PYTHON=/path/to/python3.11"; exit 2; }
+	@case "$$(uname -s)-$$(uname -m)" in Linux-x86_64|Linux-aarch64|Darwin-x86_64|Darwin-arm64) ;; *) \
+	  echo "The embedded servers run on Linux and macOS, on x86-64 and ARM, not on $$(uname -s) $$(uname -m): use your own PostgreSQL and RocketMQ (README.md)."; exit 2;; esac
+
+.venv/made: | check-python
+	@$(PYTHON) -m venv --clear .venv || { echo "Python's venv module is missing: install it (on Debian: apt install python3-venv)."; exit 2; }
+	@touch $@
+
+.venv/dependencies: .venv/made pyproject.toml constraints.txt
+	@echo "Installing the pinned dependencies into .venv (once) ..."
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt setuptools && \
+	 $(BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*p["dependencies"], *(d for e in p["optional-dependencies"].values() for d in e), sep="\n")' > .venv/wanted && \
+	 $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -r .venv/wanted || \
+	  { echo "Some dependencies could not be installed: see above; check the network and run make again."; exit 2; }
+	@touch $@
+
+# A strict editable install links files one by one (mypy needs it), so it is repeated when files come or go.
+.venv/installed: .venv/dependencies .venv/files
+	@rm -rf build
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e . --config-settings editable_mode=strict 2>.venv/log || \
+	  { cat .venv/log; exit 2; }
+	@touch $@
+
+.venv/files: .venv/made FORCE
+	@echo "$(SOURCES)" | cmp -s - $@ || echo "$(SOURCES)" > $@
+
+FORCE:
