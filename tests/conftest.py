@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -19,17 +20,24 @@ MORNING = datetime(2026, 3, 1, 8, tzinfo=UTC)
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalPostgres]:
-    server = LocalPostgres(tmp_path_factory.mktemp("postgres"))
+def server_folder() -> Iterator[Path]:
+    """Not pytest's own: as root, a second run beside this one would lock the servers' user out of it."""
+    with TemporaryDirectory(prefix="coupon-clock-tests-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def postgres(server_folder: Path) -> Iterator[LocalPostgres]:
+    server = LocalPostgres(server_folder / "postgres")
     server.start()
     yield server
     server.kill()
 
 
 @pytest.fixture(scope="session")
-def rocketmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalRocketMQ]:
+def rocketmq(server_folder: Path) -> Iterator[LocalRocketMQ]:
     """`.endpoints`, and `.provision(topic, group)` for tests that want their own."""
-    server = LocalRocketMQ(tmp_path_factory.mktemp("rocketmq"))
+    server = LocalRocketMQ(server_folder / "rocketmq")
     with shown() as progress:
         server.start(progress)
     yield server

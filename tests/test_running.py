@@ -1,0 +1,174 @@
+"""All loops together, on the in-process broker and on a real RocketMQ: templates end once, on time, whatever fails."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from uuid import uuid4
+
+import pytest
+from deadlines import eventually
+from examples import SHOP, change, ending_in, terminate
+
+from coupon_clock.app import Application, Settings, broker_for
+from coupon_clock.domain.events import Ended, EndReason
+from coupon_clock.infrastructure.messages import ExpiryDue
+
+TOPIC, GROUP = "coupon-expiry-running", "coupon-clock-running"
+
+
+@pytest.fixture(params=["memory", pytest.param("rocketmq", marks=pytest.mark.rocketmq)])
+def broker_settings(request: pytest.FixtureRequest) -> dict[str, str]:
+    if request.param == "memory":
+        return {}
+    rocketmq = request.getfixturevalue("rocketmq")
+    rocketmq.provision(TOPIC, GROUP)
+    return {"rocketmq_endpoints": rocketmq.endpoints, "rocketmq_topic": TOPIC, "rocketmq_group": GROUP}
+
+
+@pytest.fixture
+def live(database_url: str, broker_settings: dict[str, str]) -> Iterator[Application]:
+    settings = Settings.load(database_url=database_url, lead=2, **broker_settings)
+    with Application.open(settings) as app:
+        yield app
+
+
+@contextmanager
+def another_process(app: Application) -> Iterator["subprocess.Popen[bytes]"]:
+    """`coupon-clock run` with the same settings."""
+    settings = app.settings
+    variables = {
+        "COUPON_CLOCK_DATABASE_URL": settings.database(),
+        "COUPON_CLOCK_ROCKETMQ_ENDPOINTS": settings.rocketmq_endpoints,
+        "COUPON_CLOCK_ROCKETMQ_TOPIC": settings.rocketmq_topic,
+        "COUPON_CLOCK_ROCKETMQ_GROUP": settings.rocketmq_group,
+        "COUPON_CLOCK_LEAD": "2",
+    }
+    process = subprocess.Popen([sys.executable, "-m", "coupon_clock.cli", "run"], env=os.environ | variables)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def ends(app: Application, template) -> list[Ended]:
+    return [e.event for e in app.history(SHOP, template.template_id) if isinstance(e.event, Ended)]
+
+
+def then_all_ended_once_and_not_early(app: Application, templates) -> None:
+    for template in templates:
+        *_, last = history = app.history(SHOP, template.template_id)
+        assert [e.event for e in history if isinstance(e.event, Ended)] == [last.event]
+        assert last.event.reason == EndReason.EXPIRED
+        assert last.recorded_at >= last.event.ended_at
+    assert list(app.verify()) == []
+
+
+def wait_until_all_ended(app: Application, templates) -> None:
+    eventually(lambda: all(ends(app, template) for template in templates))
+    last = max(app.history(SHOP, template.template_id)[-1].position for template in templates)
+    app.find(SHOP, templates[0].template_id, at_least=last, timeout=30)
+
+
+def armed(app: Application, template) -> bool:
+    with app.pool.connection() as connection:
+        statement = "SELECT armed_at IS NOT NULL OR leased_until > due_at FROM alarm WHERE stream_id = %s"
+        row = connection.execute(statement, (template.template_id,)).fetchone()
+    return bool(row and row[0])
+
+
+def test_templates_end_at_their_ends_many_at_one_instant(live):
+    templates = [ending_in(1 + n / 20) for n in range(20)]
+    instant = ending_in(2.5).valid_until
+    templates += [ending_in(3, valid_until=instant) for _ in range(200)]
+    with live.running():
+        live.execute_many(templates)
+        wait_until_all_ended(live, templates)
+        then_all_ended_once_and_not_early(live, templates)
+
+
+def test_ends_moved_after_their_messages_were_sent_are_kept(live):
+    later, earlier, terminated = ending_in(4), ending_in(3600), ending_in(3)
+    with live.running():
+        live.execute_many([later, earlier, terminated])
+        eventually(lambda: armed(live, later) and armed(live, terminated))
+        live.execute(change(later.template_id, until=later.valid_until + timedelta(seconds=2)))
+        live.execute(change(earlier.template_id, until=ending_in(2).valid_until))
+        live.execute(terminate(terminated.template_id))
+
+        eventually(lambda: ends(live, later) and ends(live, earlier))
+    assert ends(live, later)[0].ended_at == later.valid_until + timedelta(seconds=2)
+    assert ends(live, earlier)[0].ended_at < earlier.valid_until
+    assert [end.reason for end in ends(live, terminated)] == [EndReason.TERMINATED]
+
+
+def test_a_template_created_with_its_end_within_the_lead_time_still_ends_by_its_message(live):
+    with live.running():
+        first = ending_in(1.5)
+        live.execute(first)
+        eventually(lambda: ends(live, first))
+    then_all_ended_once_and_not_early(live, [first])
+
+
+@pytest.mark.rocketmq
+@pytest.mark.parametrize("broker_settings", ["rocketmq"], indirect=True)
+def test_messages_sent_twice_stale_foreign_or_unreadable_end_nothing_twice(live):
+    template, moved = ending_in(4), ending_in(3)
+    broker = broker_for(live.settings)
+    with live.running():
+        live.execute_many([template, moved])
+        eventually(lambda: armed(live, template) and armed(live, moved))
+        live.execute(change(moved.template_id, until=template.valid_until))
+        broker.publish([ExpiryDue(template.template_id, template.valid_until)] * 3, timedelta(0))
+        broker.publish([ExpiryDue(uuid4(), template.valid_until)], timedelta(0))
+        eventually(lambda: ends(live, template) and ends(live, moved))
+        eventually(lambda: rejected(live) == 1)
+    broker.close()
+    assert len(ends(live, template)) == len(ends(live, moved)) == 1
+
+
+def rejected(app: Application) -> int:
+    with app.pool.connection() as connection:
+        (count,) = connection.execute("SELECT count(*) FROM rejected_message").fetchone() or (0,)
+    return count
+
+
+def test_a_process_killed_hard_with_messages_in_hand_loses_nothing(live):
+    templates = [ending_in(3) for _ in range(50)]
+    live.execute_many(templates)
+    with another_process(live) as process:
+        eventually(lambda: all(armed(live, template) for template in templates))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    with live.running():
+        wait_until_all_ended(live, templates)
+        then_all_ended_once_and_not_early(live, templates)
+
+
+def test_two_copies_of_every_role_end_everything_once(live):
+    templates = [ending_in(3 + n / 50) for n in range(100)]
+    with another_process(live), another_process(live), live.running():
+        live.execute_many(templates)
+        wait_until_all_ended(live, templates)
+        then_all_ended_once_and_not_early(live, templates)
+
+
+def test_the_sweep_alone_ends_everything(live):
+    templates = [ending_in(0.5) for _ in range(50)]
+    live.execute_many(templates)
+    with live.running(["reconciler", "projector"]):
+        wait_until_all_ended(live, templates)
+    then_all_ended_once_and_not_early(live, templates)
+
+
+def test_a_stopped_process_gives_back_what_its_broker_would_forget(live):
+    template = ending_in(3600, valid_until=ending_in(20).valid_until)
+    with live.running():
+        live.execute(template)
+        eventually(lambda: armed(live, template))
+    forgetting = not live.settings.rocketmq_endpoints
+    assert armed(live, template) is not forgetting
