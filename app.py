@@ -37,12 +37,14 @@ from coupon_clock.infrastructure.execution import Decider, Execution, Outcome
 from coupon_clock.infrastructure.expiry_consumer import ExpiryConsumer
 from coupon_clock.infrastructure.follower import Batch, Follower, end_of_log
 from coupon_clock.infrastructure.loop import Bell, Counts, Loop
+from coupon_clock.infrastructure.messages import UnreadableMessage, from_wire
 from coupon_clock.infrastructure.reconciler import Reconciler
-from coupon_clock.infrastructure.rejected import RejectedMessages
+from coupon_clock.infrastructure.rejected import Rejected, RejectedMessages
 from coupon_clock.infrastructure.relay import Relay
 from coupon_clock.infrastructure.server_clock import ServerClock
 from coupon_clock.infrastructure.settings import Settings
 from coupon_clock.projections import read_model
+from coupon_clock.projections.check import Report, check
 from coupon_clock.projections.projector import Projector
 from coupon_clock.projections.read_model import Filters, Page, TemplateView
 from coupon_clock.projections.rebuild import rebuild
@@ -75,6 +77,7 @@ RELAY_POLL_S = 0.2
 FOLLOW_POLL_S = 0.05
 READ_POLL_S = 0.005
 LONGEST_STOP_S = 15
+REARM_BATCH = 5_000
 
 NO_FILTERS = Filters()
 
@@ -95,6 +98,8 @@ class Application:
         self.store: EventStore[Event] = EventStore(pool, self._clock, Event)
         self._alarms_changed = Bell()
         self._log_grew = Bell()
+        self.alarms = Alarms(pool)
+        self.rejected = RejectedMessages(pool)
         self._execution = Execution(self.store, COUPON_TEMPLATES, self._appended)
         self._closing = StopEvent()
 
@@ -230,16 +235,49 @@ class Application:
         """Every difference between the log and what derives from it: the read model and the alarms, in one snapshot."""
         return verify(self.pool, self.store)
 
+    def check(self) -> Report:
+        """Proves from the log alone that what ended did so once, last and not early, and says how late.
+
+        Raises DatabaseUnavailable, UnreadableEvent.
+        """
+        overdue_after = self.settings.sweep_grace + self.settings.sweep_interval
+        return check(self.pool, self.store, timedelta(seconds=overdue_after))
+
+    # ── the messages ─────────────────────────────────────────────────────────────────────────────
+
+    def rearm(self, progress: Callable[[int], object]) -> int:
+        """Marks all alarms unarmed, for a broker that lost its store; the relays publish them again.
+
+        Answers how many. Stopped in between, it can be run again. Raises DatabaseUnavailable.
+        """
+        rearmed = 0
+        while some := self.alarms.rearm(REARM_BATCH):
+            rearmed += some
+            progress(rearmed)
+        return rearmed
+
+    def retry_rejected(self, messages: Sequence[Rejected]) -> list[Answer]:
+        """Looks at the templates that these messages mean, now; those that are no readable message are Unanswerable."""
+        return [self._retried(message.body) for message in messages]
+
+    def _retried(self, body: bytes) -> Answer:
+        try:
+            message = from_wire(body)
+        except UnreadableMessage as unreadable:
+            return Unanswerable(unreadable)
+        (answer,) = self.look_at([message.stream_id], "message")
+        return answer
+
     # ── running ──────────────────────────────────────────────────────────────────────────────────
 
     @contextmanager
-    def running(self, roles: Sequence[Role] = ROLES) -> Iterator[None]:
+    def running(self, roles: Sequence[Role] = ROLES, broker: Broker | None = None) -> Iterator[None]:
         """These loops in threads, until the block ends; what is in hand is finished first.
 
-        Raises RolesTornApart, BrokerMisconfigured.
+        `broker`: by default the one of the settings; closed at the end. Raises RolesTornApart, BrokerMisconfigured.
         """
         check_roles(self.settings, roles)
-        broker = broker_for(self.settings)
+        broker = broker or broker_for(self.settings)
         parts = self.clockwork(broker)
         stop = StopEvent()
         receivers = self._start(parts.receivers(broker, stop) if "consumer" in roles else [], stop)
@@ -260,13 +298,13 @@ class Application:
     def clockwork(self, broker: Broker) -> "Clockwork":
         """The parts that end templates, on this broker, each to be run once or for ever."""
         settings = self.settings
-        alarms = Alarms(self.pool)
         grace = timedelta(seconds=settings.sweep_grace)
-        rejected = RejectedMessages(self.pool)
         return Clockwork(
-            Relay(alarms, broker, self._clock, settings.lead_time),
-            ExpiryConsumer(broker, alarms, rejected, self.look_at, self._clock, settings.lead_time, settings.max_held),
-            Reconciler(alarms, self.look_at, grace),
+            Relay(self.alarms, broker, self._clock, settings.lead_time),
+            ExpiryConsumer(
+                broker, self.alarms, self.rejected, self.look_at, self._clock, settings.lead_time, settings.max_held
+            ),
+            Reconciler(self.alarms, self.look_at, grace),
             Projector(self.pool, self.store),
         )
 

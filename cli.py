@@ -19,8 +19,10 @@ from rich.table import Table
 from coupon_clock.app import ROLES, Application, Role
 from coupon_clock.domain.errors import CouponError
 from coupon_clock.importer import import_lines
+from coupon_clock.infrastructure.deadline import Done, NotDue
 from coupon_clock.infrastructure.settings import Settings
 from coupon_clock.infrastructure.telemetry import log_to_stderr
+from coupon_clock.projections.check import Report
 from coupon_clock.projections.verify import Difference
 
 FOUND_SOMETHING = 1
@@ -32,11 +34,14 @@ cli = typer.Typer(
     help="Coupon templates that end exactly on time.", no_args_is_help=True, pretty_exceptions_enable=False
 )
 local = typer.Typer(help="PostgreSQL and RocketMQ for development, under one folder.", no_args_is_help=True)
+rejected = typer.Typer(help="Messages that were set aside, because they could not be acted on.", no_args_is_help=True)
 cli.add_typer(local, name="local")
+cli.add_typer(rejected, name="rejected")
 
 out = Console()
 err = Console(stderr=True)
 
+LimitOption = Annotated[int, typer.Option(min=1, help="At most so many.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object a line, for programs.")]
 
 
@@ -115,6 +120,65 @@ def verify(as_json: JsonOption = False) -> None:
     else:
         out.print("the read model and the alarms are what the log says")
     raise typer.Exit(FOUND_SOMETHING if shown else 0)
+
+
+@cli.command()
+def check(as_json: JsonOption = False) -> None:
+    """Prove from the log that every template ended once, last and not early; and say how late."""
+    with Application.open() as app:
+        report = app.check()
+    if as_json:
+        print_json(report_as_json(report))
+    else:
+        tell_report(report)
+    raise typer.Exit(FOUND_SOMETHING if report.found_something else 0)
+
+
+@cli.command()
+def rearm() -> None:
+    """Publish all alarms again: for a broker that lost its store. Stopped in between, it can be run again."""
+    with Application.open() as app, shown_progress("rearming") as progress:
+        rearmed = app.rearm(lambda done: progress(done, None))
+    out.print(f"{rearmed:,} alarms are to be published again by the relays")
+
+
+@rejected.command("list")
+def list_rejected(limit: LimitOption = MOST_SHOWN, as_json: JsonOption = False) -> None:
+    """Show messages that were set aside, oldest first. Exit code 1 if there are any."""
+    with Application.open() as app:
+        messages = app.rejected.oldest(limit)
+    for message in messages:
+        if as_json:
+            print_json(message._asdict() | {"body": message.body.decode(errors="replace")})
+        else:
+            body = message.body.decode(errors="replace")
+            out.print(f"{message.id}  {message.rejected_at:%Y-%m-%dT%H:%M:%SZ}  {message.reason}", markup=False)
+            out.print(f"    {body!r}", markup=False, highlight=False, soft_wrap=True)
+    raise typer.Exit(FOUND_SOMETHING if messages else 0)
+
+
+@rejected.command()
+def retry(limit: LimitOption = MOST_SHOWN) -> None:
+    """Look at the templates that they mean, and drop what is settled. Exit code 1 if any is left."""
+    with Application.open() as app:
+        messages = app.rejected.oldest(limit)
+        answers = app.retry_rejected(messages)
+        settled = [m.id for m, a in zip(messages, answers, strict=True) if isinstance(a, Done | NotDue)]
+        app.rejected.drop(settled)
+    out.print(f"{len(settled)} settled, {len(messages) - len(settled)} left")
+    raise typer.Exit(FOUND_SOMETHING if len(settled) < len(messages) else 0)
+
+
+@rejected.command()
+def drop(
+    ids: Annotated[list[int] | None, typer.Argument(help="The ids that `list` shows.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Drop all of them.")] = False,
+) -> None:
+    """Forget messages that were set aside."""
+    if not ids and not everything:
+        raise typer.BadParameter("name the ids to drop, or say --all")
+    with Application.open() as app:
+        out.print(f"{app.rejected.drop(None if everything else ids)} dropped")
 
 
 # ── local servers ────────────────────────────────────────────────────────────────────────────────
@@ -205,6 +269,42 @@ def differences_table(differences: list[Difference]) -> Table:
             difference.table, str(difference.id), difference.column, str(difference.is_value), str(difference.should_be)
         )
     return table
+
+
+def tell_report(report: Report) -> None:
+    ended = ", ".join(f"{count:,} {reason}" for reason, count in sorted(report.ended.items())) or "none ended"
+    out.print(f"{report.templates:,} templates: {ended}, {report.overdue_count:,} overdue")
+    for cause, late in sorted(report.lateness.items()):
+        p50, p99 = late.quantile(0.5), late.quantile(0.99)
+        worst = late.worst.total_seconds()
+        out.print(f"ended by {cause}: {late.count:,}, late p50 {p50:.4f} s, p99 {p99:.4f} s, worst {worst:.4f} s")
+    for violation in report.violations:
+        place = "" if violation.position is None else f" at position {violation.position}"
+        out.print(f"{violation.stream_id}{place}: {violation.what}", markup=False, soft_wrap=True)
+    for stream_id in report.overdue:
+        out.print(f"{stream_id}: overdue", soft_wrap=True)
+    out.print(f"{report.violation_count:,} violations of the promise")
+
+
+def report_as_json(report: Report) -> dict[str, object]:
+    lateness = {
+        cause: {
+            "count": late.count,
+            "p50_s": late.quantile(0.5),
+            "p99_s": late.quantile(0.99),
+            "worst_s": late.worst.total_seconds(),
+        }
+        for cause, late in report.lateness.items()
+    }
+    return {
+        "templates": report.templates,
+        "ended": dict(report.ended),
+        "lateness": lateness,
+        "violation_count": report.violation_count,
+        "violations": msgspec.to_builtins(report.violations),
+        "overdue_count": report.overdue_count,
+        "overdue": [str(stream_id) for stream_id in report.overdue],
+    }
 
 
 def print_json(value: object) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import msgspec
 import pytest
@@ -15,6 +16,8 @@ from examples import SHOP, a_template, ending_in
 
 from coupon_clock.app import Application, Settings
 from coupon_clock.domain.events import Ended
+from coupon_clock.infrastructure.broker import Delivery
+from coupon_clock.infrastructure.messages import ExpiryDue, to_wire
 
 
 def coupon_clock(*arguments: str, database_url: str = "", given: bytes = b"") -> subprocess.CompletedProcess[str]:
@@ -135,3 +138,49 @@ def test_run_ends_templates_until_it_is_told_to_stop(live, database_url, number)
         eventually(lambda: isinstance(live.history(SHOP, template.template_id)[-1].event, Ended))
         process.send_signal(number)
         assert process.wait(timeout=30) == 0
+
+
+def test_check_reports_what_ended_and_fails_on_what_is_overdue(live, database_url):
+    template = ending_in(0.01)
+    live.execute(template)
+    eventually(lambda: not live.is_usable(SHOP, template.template_id))
+    with live.running(["reconciler"]):
+        eventually(lambda: isinstance(live.history(SHOP, template.template_id)[-1].event, Ended))
+
+    done = coupon_clock("check", "--json", database_url=database_url)
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["ended"] == {"expired": 1}
+
+    with live.pool.connection() as connection:
+        connection.execute("INSERT INTO alarm VALUES (gen_random_uuid(), now())")
+    done = coupon_clock("check", database_url=database_url)
+    assert done.returncode == 1
+    assert "it has an alarm and no events" in done.stdout
+
+
+def test_rejected_messages_are_listed_retried_and_dropped(live, database_url):
+    template = ending_in(3600)
+    live.execute(template)
+    due = to_wire(ExpiryDue(template.template_id, template.valid_until))
+    live.rejected.add(Delivery("1", due, None), "set aside for a test")
+    live.rejected.add(Delivery("2", b"\xff\x00", None), "no \x00 JSON")
+
+    listed = coupon_clock("rejected", "list", "--json", database_url=database_url)
+    assert listed.returncode == 1
+    assert [json.loads(line)["message_id"] for line in listed.stdout.splitlines()] == ["1", "2"]
+
+    retried = coupon_clock("rejected", "retry", database_url=database_url)
+    assert (retried.returncode, retried.stdout) == (1, "1 settled, 1 left\n")
+
+    assert coupon_clock("rejected", "drop", database_url=database_url).returncode == 2
+    assert coupon_clock("rejected", "drop", "--all", database_url=database_url).stdout == "1 dropped\n"
+    assert coupon_clock("rejected", "list", database_url=database_url).returncode == 0
+
+
+def test_rearm_marks_every_alarm_unarmed(live, database_url):
+    live.execute_many([ending_in(3600) for _ in range(3)])
+    with live.pool.connection() as connection:
+        connection.execute("UPDATE alarm SET armed_at = now()")
+
+    assert coupon_clock("rearm", database_url=database_url).stdout.startswith("3 alarms")
+    assert len(live.alarms.claim(timedelta(hours=2), 10)) == 3
