@@ -1,6 +1,5 @@
 """`check` proves the promise from the log alone: each way of breaking it is found and named."""
 
-from collections.abc import Iterator
 from datetime import timedelta
 from uuid import uuid4
 
@@ -20,13 +19,13 @@ def append(app: TurnedApplication, template, version: int, event: Event, at=EVEN
 
 
 @pytest.fixture
-def ended(app: TurnedApplication) -> Iterator[object]:
+def ended(app: TurnedApplication) -> object:
     """A template that expired at NOON."""
     template = a_template(valid_until=NOON)
     app.execute(template)
     app.clock.set(NOON)
     app.run_due()
-    yield template
+    return template
 
 
 def whats(app: TurnedApplication) -> list[str]:
