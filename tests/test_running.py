@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -17,6 +18,7 @@ from coupon_clock.app import Application, Settings, broker_for
 from coupon_clock.domain.events import Ended, EndReason
 from coupon_clock.infrastructure.messages import ExpiryDue
 
+KILLED_AFTER = Path(__file__).parent / "killed_after.py"
 TOPIC, GROUP = "coupon-expiry-running", "coupon-clock-running"
 
 
@@ -39,6 +41,15 @@ def live(database_url: str, broker_settings: dict[str, str]) -> Iterator[Applica
 @contextmanager
 def another_process(app: Application) -> Iterator["subprocess.Popen[bytes]"]:
     """`coupon-clock run` with the same settings."""
+    process = started(app, "-m", "coupon_clock.cli", "run")
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def started(app: Application, *arguments: str) -> "subprocess.Popen[bytes]":
     settings = app.settings
     variables = {
         "COUPON_CLOCK_DATABASE_URL": settings.database(),
@@ -47,12 +58,7 @@ def another_process(app: Application) -> Iterator["subprocess.Popen[bytes]"]:
         "COUPON_CLOCK_ROCKETMQ_GROUP": settings.rocketmq_group,
         "COUPON_CLOCK_LEAD": "2",
     }
-    process = subprocess.Popen([sys.executable, "-m", "coupon_clock.cli", "run"], env=os.environ | variables)
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
+    return subprocess.Popen([sys.executable, *arguments], env=os.environ | variables)
 
 
 def ends(app: Application, template) -> list[Ended]:
@@ -66,6 +72,7 @@ def then_all_ended_once_and_not_early(app: Application, templates) -> None:
         assert last.event.reason == EndReason.EXPIRED
         assert last.recorded_at >= last.event.ended_at
     assert list(app.verify()) == []
+    assert app.check().violations == []
 
 
 def wait_until_all_ended(app: Application, templates) -> None:
@@ -172,3 +179,30 @@ def test_a_stopped_process_gives_back_what_its_broker_would_forget(live):
         eventually(lambda: armed(live, template))
     forgetting = not live.settings.rocketmq_endpoints
     assert armed(live, template) is not forgetting
+
+
+ALL_ROLES = "relay,consumer,reconciler,projector"
+
+
+@pytest.mark.parametrize(
+    ("step", "roles"),
+    [
+        ("claiming", ALL_ROLES),
+        ("publishing", ALL_ROLES),
+        ("arming", ALL_ROLES),
+        ("receiving", ALL_ROLES),
+        ("appending the end", ALL_ROLES),
+        ("acknowledging", ALL_ROLES),
+        ("sweeping", "reconciler,projector"),
+        ("writing rows", ALL_ROLES),
+    ],
+)
+def test_a_process_killed_right_after_any_step_leaves_nothing_undone(live, step, roles):
+    templates = [ending_in(2) for _ in range(20)]
+    live.execute_many(templates)
+    process = started(live, str(KILLED_AFTER), step, roles)
+    assert process.wait(timeout=60) == -signal.SIGKILL
+
+    with live.running():
+        wait_until_all_ended(live, templates)
+        then_all_ended_once_and_not_early(live, templates)
