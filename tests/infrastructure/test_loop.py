@@ -1,0 +1,40 @@
+"""A loop goes on whatever its work raises, and stops when told."""
+
+from threading import Event, Thread
+
+from deadlines import eventually
+
+from coupon_clock.domain.errors import CouponError
+from coupon_clock.infrastructure.loop import Bell, Counts, Loop
+
+
+def test_it_goes_on_after_errors_expected_or_not_and_stops_when_told():
+    stop, ticks = Event(), []
+    troubles = [CouponError(), RuntimeError("a bug"), None, None]
+
+    def run_once() -> Counts:
+        ticks.append(1)
+        trouble = troubles.pop(0) if troubles else stop.set()
+        if trouble:
+            raise trouble
+        return Counts(done=1)
+
+    Loop("test", run_once, 60, stop.wait).run_forever(stop)
+    assert len(ticks) == 5
+
+
+def test_a_ring_wakes_every_listener_once_also_one_that_was_busy():
+    bell = Bell()
+    first, second = bell.listener(), bell.listener()
+    bell.ring()
+
+    woken = []
+    threads = [Thread(target=lambda wait=wait: (wait(60), woken.append(1)), daemon=True) for wait in (first, second)]
+    for thread in threads:
+        thread.start()
+    eventually(lambda: len(woken) == 2)
+
+    third = Thread(target=lambda: (first(60), woken.append(1)), daemon=True)
+    third.start()
+    bell.ring()
+    eventually(lambda: len(woken) == 3)

@@ -1,0 +1,132 @@
+"""Alarms go to the broker once they come into its window: at least once, whoever dies in between."""
+
+from datetime import timedelta
+
+import pytest
+from examples import EVENING, NOON, a_template, change, terminate
+
+from coupon_clock.infrastructure.broker import BrokerUnavailable, MemoryBroker
+from coupon_clock.infrastructure.relay import Relay
+from coupon_clock.testing import TurnedApplication
+
+LEAD = timedelta(seconds=10)
+
+
+class Outbox(MemoryBroker):
+    """Notes what is published; remembers or forgets, and fails, as a test wants."""
+
+    wants_ahead = timedelta(hours=1)
+
+    def __init__(self, forgets: bool) -> None:
+        super().__init__()
+        self.forgets = forgets
+        self.is_away = False
+        self.sent: list[object] = []
+
+    def publish(self, messages, lead) -> None:
+        if self.is_away:
+            raise BrokerUnavailable("it restarts")
+        self.sent += [(message.stream_id, message.due_at) for message in messages]
+
+
+def relay_to(app: TurnedApplication, outbox: Outbox) -> Relay:
+    return Relay(app.alarms, outbox, app._clock, LEAD)
+
+
+def turn(app: TurnedApplication, at) -> None:
+    app.clock.set(at)
+    app.store.learn_time()
+
+
+@pytest.mark.parametrize("forgets", [True, False])
+def test_an_alarm_is_sent_once_it_is_in_the_window_and_only_once(app, forgets):
+    outbox = Outbox(forgets)
+    relay = relay_to(app, outbox)
+    template = a_template(valid_until=NOON)
+    app.execute(template)
+    assert not relay.run_once()
+
+    turn(app, NOON - timedelta(minutes=59))
+    assert relay.run_once() == {"armed": 1}
+    assert not relay.run_once()
+    assert outbox.sent == [(template.template_id, NOON)]
+
+
+@pytest.mark.parametrize("forgets", [True, False])
+def test_an_end_that_moved_is_sent_again(app, forgets):
+    outbox = Outbox(forgets)
+    relay = relay_to(app, outbox)
+    template = a_template(valid_until=EVENING)
+    app.execute(template)
+    turn(app, EVENING - timedelta(minutes=30))
+    relay.run_once()
+    app.execute(change(template.template_id, until=EVENING + timedelta(minutes=5)))
+
+    relay.run_once()
+    assert outbox.sent[1:] == [(template.template_id, EVENING + timedelta(minutes=5))]
+
+
+def test_an_end_that_moves_while_its_message_is_sent_is_not_marked(app):
+    class MovesMeanwhile(Outbox):
+        def publish(self, messages, lead) -> None:
+            super().publish(messages, lead)
+            if len(self.sent) == 1:
+                app.execute(change(template.template_id, until=EVENING + timedelta(minutes=5)))
+
+    outbox = MovesMeanwhile(forgets=False)
+    relay = relay_to(app, outbox)
+    template = a_template(valid_until=EVENING)
+    app.execute(template)
+    turn(app, EVENING - timedelta(minutes=30))
+    relay.run_once()
+    relay.run_once()
+
+    assert [due_at for _, due_at in outbox.sent] == [EVENING, EVENING + timedelta(minutes=5)]
+
+
+def test_what_could_not_be_sent_is_sent_once_the_lease_is_over(app):
+    outbox = Outbox(forgets=False)
+    relay = relay_to(app, outbox)
+    app.execute(a_template(valid_until=NOON))
+    turn(app, NOON - timedelta(minutes=10))
+    outbox.is_away = True
+    with pytest.raises(BrokerUnavailable):
+        relay.run_once()
+
+    outbox.is_away = False
+    assert not relay.run_once()
+    turn(app, NOON - timedelta(minutes=9))
+    assert relay.run_once() == {"armed": 1}
+
+
+def test_an_ended_template_is_not_sent(app):
+    outbox = Outbox(forgets=False)
+    template = a_template(valid_until=NOON)
+    app.execute(template)
+    app.execute(terminate(template.template_id))
+    turn(app, NOON - timedelta(minutes=10))
+
+    assert not relay_to(app, outbox).run_once()
+
+
+def test_another_process_takes_over_what_a_forgetting_broker_held_a_second_past_the_end(app):
+    relay_to(app, Outbox(forgets=True)).run_once()
+    app.execute(a_template(valid_until=NOON))
+    turn(app, NOON - timedelta(minutes=1))
+    relay_to(app, Outbox(forgets=True)).run_once()
+    other = relay_to(app, Outbox(forgets=True))
+
+    turn(app, NOON + timedelta(seconds=0.9))
+    assert not other.run_once()
+    turn(app, NOON + timedelta(seconds=1.1))
+    assert other.run_once() == {"armed": 1}
+
+
+def test_a_clean_stop_hands_over_at_once(app):
+    app.execute(a_template(valid_until=NOON))
+    turn(app, NOON - timedelta(minutes=1))
+    first = relay_to(app, Outbox(forgets=True))
+    first.run_once()
+    first.release()
+
+    assert relay_to(app, Outbox(forgets=True)).run_once() == {"armed": 1}
