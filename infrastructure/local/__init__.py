@@ -1,0 +1,1 @@
+"""Embedded PostgreSQL and a local RocketMQ, for development, the demo and the tests."""

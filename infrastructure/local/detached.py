@@ -1,0 +1,91 @@
+"""Processes that outlive whoever started them."""
+
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import psutil
+
+# The shell ends at once, so that the server is nobody's child: no zombie, and no Ctrl-C of the starter's terminal.
+IN_BACKGROUND = '"$@" >&2 & echo $!'
+TELLING = re.compile(r"error|exception|fatal|fail|in use|denied|cannot|not enough", re.IGNORECASE)
+
+
+def launch(
+    command: Sequence[str], log: Path, *, user: str | None = None, environment: Mapping[str, str] | None = None
+) -> int:
+    """Start a server in a session of its own, its output in `log`, which begins anew. Its process id."""
+    with log.open("wb") as output:
+        shell = subprocess.run(
+            ["sh", "-c", IN_BACKGROUND, "sh", *command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=output,
+            start_new_session=True,
+            cwd=log.parent,
+            user=user,
+            env=environment,
+            check=True,
+        )
+    return int(shell.stdout)
+
+
+def running(process: psutil.Process) -> bool:
+    """Whether it may still hold ports and files.
+
+    A zombie does not, and in a container nobody may ever reap it; but a Java machine that is killed is called a zombie
+    while its other threads are still at it.
+    """
+    try:
+        ended = process.status() == psutil.STATUS_ZOMBIE and process.num_threads() <= 1
+        return process.is_running() and not ended
+    except psutil.NoSuchProcess:
+        return False
+
+
+def alive(pid: int) -> bool:
+    return psutil.pid_exists(pid) and running(psutil.Process(pid))
+
+
+def find(*arguments: str) -> psutil.Process | None:
+    """The running process whose command line holds all these arguments. They are its name: no pid file to go stale."""
+    for process in psutil.process_iter(["cmdline"]):
+        if set(arguments) <= set(process.info["cmdline"] or []) and running(process):
+            return process
+    return None
+
+
+def send(processes: Iterable[psutil.Process], number: signal.Signals) -> None:
+    for process in processes:
+        try:
+            process.send_signal(number)
+        except psutil.NoSuchProcess:
+            continue
+
+
+def end(processes: Sequence[psutil.Process], number: signal.Signals, within: float) -> None:
+    """Signal them, wait, and kill what is left. Returns when all have ended, so that ports and locks are free again."""
+    send(processes, number)
+    if not until(lambda: not any(map(running, processes)), within):
+        send(processes, signal.SIGKILL)
+        until(lambda: not any(map(running, processes)), within=10)
+
+
+def until(condition: Callable[[], bool], within: float, every: float = 0.05) -> bool:
+    """Wait for the condition, at most so many seconds. Whether it came true."""
+    deadline = time.monotonic() + within
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(every)
+    return True
+
+
+def telling_line(log: Path) -> str:
+    """The last line of a log that names a fault, or else its last line."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    faults = [line for line in lines if TELLING.search(line) and not line.startswith("at ")]
+    return (faults or lines or ["it said nothing"])[-1]

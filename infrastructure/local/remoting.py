@@ -1,0 +1,85 @@
+"""RocketMQ's remoting protocol, as much of it as four administrative requests need.
+
+A frame is its length, its header's length (the upper byte says JSON), the header and the body; `mqadmin` says the same
+things, but takes a Java machine and 4.5 s for each. Source: org.apache.rocketmq.remoting.protocol in RocketMQ 5.5.
+"""
+
+import json
+import socket
+import struct
+from typing import BinaryIO
+
+UPDATE_TOPIC, UPDATE_BROKER, ROUTE_OF_TOPIC, UPDATE_GROUP = 17, 25, 105, 200
+SUCCESS, TOPIC_NOT_EXIST = 0, 17
+PERMISSION_READ_WRITE = 6
+
+
+class Refused(Exception):
+    """The server's answer was an error: its code and remark."""
+
+    def __init__(self, code: int, remark: str) -> None:
+        super().__init__(remark)
+        self.code = code
+
+
+def make_delay_topic(broker_port: int, topic: str, queues: int = 4) -> None:
+    """Create a topic for delayed messages, or make an existing one such."""
+    fields = {
+        "topic": topic,
+        "defaultTopic": "TBW102",
+        "readQueueNums": queues,
+        "writeQueueNums": queues,
+        "perm": PERMISSION_READ_WRITE,
+        "topicFilterType": "SINGLE_TAG",
+        "topicSysFlag": 0,
+        "order": False,
+        "attributes": "+message.type=DELAY",
+    }
+    request(broker_port, UPDATE_TOPIC, fields)
+
+
+def make_group(broker_port: int, group: str) -> None:
+    """Create a consumer group; nothing happens to one that exists."""
+    request(broker_port, UPDATE_GROUP, {}, json.dumps({"groupName": group}).encode())
+
+
+def register_now(broker_port: int) -> None:
+    """Have a broker tell its name server all it has. Setting its permission, to what it is, does that."""
+    request(broker_port, UPDATE_BROKER, {}, f"brokerPermission={PERMISSION_READ_WRITE}".encode())
+
+
+def knows_route(port: int, topic: str) -> bool:
+    """Whether a name server or a proxy can say where the topic lives."""
+    try:
+        request(port, ROUTE_OF_TOPIC, {"topic": topic})
+    except Refused as refusal:
+        if refusal.code == TOPIC_NOT_EXIST:
+            return False
+        raise
+    return True
+
+
+def request(port: int, code: int, fields: dict[str, object], body: bytes = b"") -> None:
+    """Send one request to a server on this machine and wait for its answer. OSError if there is none."""
+    header = json.dumps(
+        {"code": code, "language": "OTHER", "version": 0, "opaque": 1, "flag": 0, "extFields": texts(fields)}
+    ).encode()
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(struct.pack(">ii", 4 + len(header) + len(body), len(header)) + header + body)
+        with connection.makefile("rb") as stream:
+            answer = read_header(stream)
+    if answer["code"] != SUCCESS:
+        raise Refused(answer["code"], str(answer.get("remark")))
+
+
+def texts(fields: dict[str, object]) -> dict[str, str]:
+    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in fields.items()}
+
+
+def read_header(stream: BinaryIO) -> dict[str, int]:
+    prefix = stream.read(8)
+    if len(prefix) < 8:
+        raise ConnectionError("the connection was closed before the answer")
+    _, header_length = struct.unpack(">ii", prefix)
+    answer: dict[str, int] = json.loads(stream.read(header_length & 0xFFFFFF))
+    return answer
