@@ -38,7 +38,7 @@ class Delivery(Struct, frozen=True):
 
 
 class Broker(Protocol):
-    """One contract suite runs on every broker: tests/infrastructure/broker_contract.py.
+    """One contract suite runs on every broker: tests/broker_contract.py.
 
     Every method may raise BrokerUnavailable. All are safe to call from several threads.
     """

@@ -1,0 +1,123 @@
+"""RocketMQ 5 as the alarm clock: a topic of type DELAY, received in batches.
+
+It comes and goes as it likes: nothing here waits for it at the start, every call is bounded in time, and what was
+lost is built anew. The traps of its client are described where they are avoided.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from math import ceil, floor
+from threading import Event, Lock
+from typing import Self
+
+import structlog
+
+from coupon_clock.infrastructure.broker import BrokerUnavailable, Delivery
+from coupon_clock.infrastructure.messages import ExpiryDue, to_wire
+from coupon_clock.infrastructure.rocketmq_client.access import Access
+from coupon_clock.infrastructure.rocketmq_client.connection import MOST_PER_RECEIVE, Connection
+from coupon_clock.infrastructure.rocketmq_client.errors import DelayAboveCap, DelayRefused
+from coupon_clock.infrastructure.rocketmq_client.lanes import Lanes
+from coupon_clock.infrastructure.rocketmq_client.library import require_library
+from coupon_clock.infrastructure.rocketmq_client.requests import Lane, Outgoing
+from coupon_clock.infrastructure.rocketmq_client.supervisor import Supervisor
+from coupon_clock.infrastructure.settings import Settings
+
+log = structlog.get_logger()
+
+LEAST_RECEIVERS = 2
+"""One receives while the other waits at the broker. With several brokers one each, so that none is left unasked."""
+SHORTEST_INVISIBLE = timedelta(seconds=10)
+SHORTEST_WAIT = timedelta(seconds=5)
+"""The proxy raises shorter ones to these."""
+SHORTEST_WINDOW = timedelta(minutes=1)
+"""A cap on delays is never taken to be shorter than this."""
+
+
+class RocketMQBroker:
+    """Remembers what was published. Built without talking to anyone: a broker that is away shows at the first call."""
+
+    name = "rocketmq"
+    forgets = False
+
+    def __init__(self, access: Access, wants_ahead: timedelta) -> None:
+        self.wants_ahead = wants_ahead
+        self.receivers = LEAST_RECEIVERS
+        self._lanes = Lanes()
+        self._window = Lock()
+        self._closed = Event()
+        self._sending = Supervisor("sending", partial(Connection.for_sending, access))
+        self._receiving = Supervisor("receiving", partial(Connection.for_receiving, access))
+
+    @classmethod
+    def open(cls, settings: Settings) -> Self:
+        """Raises BrokerMisconfigured if the settings or the installation cannot work."""
+        access = Access.of(settings)
+        require_library()
+        return cls(access, settings.arming_window_time)
+
+    def publish(self, messages: Sequence[ExpiryDue], lead: timedelta) -> None:
+        """If one fails the others may be stored nevertheless: publish all again, repeats are harmless."""
+        if not messages:
+            return
+        with self._sending.connection() as connection:
+            failures = connection.send([_outgoing(message, lead) for message in messages])
+            for failure in failures:
+                if failure and not isinstance(failure, DelayRefused):
+                    raise failure
+        self._heed_cap([m for m, failure in zip(messages, failures, strict=True) if failure])
+
+    def receive(self, limit: int, invisible: timedelta, wait: timedelta) -> list[Delivery]:
+        """At most 32, invisible for at least 10 s, after a wait of at least 5 s: the proxy's own bounds."""
+        lanes: Sequence[Lane] = ()
+        try:
+            with self._receiving.connection() as connection:
+                lanes = connection.lanes()
+                self.receivers = max(LEAST_RECEIVERS, len(lanes))
+                with self._lanes.choose(lanes) as lane:
+                    return connection.receive(
+                        lane,
+                        min(limit, MOST_PER_RECEIVE),
+                        _seconds(invisible, SHORTEST_INVISIBLE),
+                        _seconds(wait, SHORTEST_WAIT),
+                    )
+        except BrokerUnavailable:
+            if self._closed.is_set() or self._lanes.any_works(lanes):
+                return []
+            raise
+
+    def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
+        if deliveries:
+            for failure in self._receiving.current().acknowledge(deliveries):
+                raise failure
+
+    def close(self) -> None:
+        """What was received and not acknowledged is visible again after its invisible time."""
+        self._closed.set()
+        self._receiving.close()
+        self._sending.close()
+
+    def _heed_cap(self, refused: Sequence[ExpiryDue]) -> None:
+        """The broker does not say what its cap is: what it refuses is above."""
+        if not refused:
+            return
+        ahead = min(message.due_at for message in refused) - datetime.now(UTC)
+        with self._window:
+            self.wants_ahead = min(self.wants_ahead, max(ahead / 2, SHORTEST_WINDOW))
+        error = DelayAboveCap(_whole_seconds(ahead), _whole_seconds(self.wants_ahead))
+        log.warning(str(error), action="shrink_arming_window")
+        raise error
+
+
+def _outgoing(message: ExpiryDue, lead: timedelta) -> Outgoing:
+    """Whole seconds, rounded down: sooner rather than later."""
+    return Outgoing(str(message.stream_id), to_wire(message), max(1, floor((message.due_at - lead).timestamp())))
+
+
+def _seconds(time: timedelta, least: timedelta) -> int:
+    return ceil(max(time, least).total_seconds())
+
+
+def _whole_seconds(time: timedelta) -> timedelta:
+    return timedelta(seconds=round(time.total_seconds()))

@@ -1,0 +1,1 @@
+"""The RocketMQ client, tamed: every call bounded in time, every failure in words, every lost connection built anew."""

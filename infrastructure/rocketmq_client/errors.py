@@ -1,0 +1,122 @@
+"""What RocketMQ refuses, each as one sentence with what mends it."""
+
+from datetime import timedelta
+
+from coupon_clock.infrastructure.broker import BrokerMisconfigured, BrokerUnavailable
+
+
+class Refused(BrokerUnavailable):
+    """RocketMQ answers {code}, {text}: the loops keep trying, and ends come by the sweep meanwhile."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(f"{code}, {text}")
+        self.code = code
+        self.text = text
+
+
+class ClientNotInstalled(BrokerMisconfigured):
+    """COUPON_CLOCK_ROCKETMQ_ENDPOINTS is set, but its client is not installed: pip install 'coupon-clock[rocketmq]'"""
+
+    def __init__(self) -> None:
+        super().__init__("the client is not installed")
+
+
+class EndpointsUnreadable(BrokerMisconfigured):
+    """COUPON_CLOCK_ROCKETMQ_ENDPOINTS is {endpoints!r}, but {problem}: write host:port, or several IPv4 addresses as
+    1.2.3.4:8081;1.2.3.5:8081"""
+
+    def __init__(self, endpoints: str, problem: str) -> None:
+        super().__init__(problem)
+        self.endpoints = endpoints
+        self.problem = problem
+
+
+class NameUnusable(BrokerMisconfigured):
+    """{setting} is {name!r}: RocketMQ takes 1 to 120 letters, digits, -, _ and %"""
+
+    def __init__(self, setting: str, name: str) -> None:
+        super().__init__(f"{setting} is unusable")
+        self.setting = setting
+        self.name = name
+
+
+class TopicMissing(BrokerMisconfigured):
+    """Topic {topic} does not exist, or its broker is starting. Mend it: mqadmin updateTopic -n NAMESERVER -c CLUSTER
+    -t {topic} -a +message.type=DELAY"""
+
+    def __init__(self, topic: str) -> None:
+        super().__init__(f"topic {topic} does not exist")
+        self.topic = topic
+
+
+class TopicIsNotDelay(BrokerMisconfigured):
+    """Topic {topic} has message type {type}, not DELAY. Mend it: mqadmin updateTopic -n NAMESERVER -c CLUSTER
+    -t {topic} -a +message.type=DELAY"""
+
+    def __init__(self, topic: str, type: str) -> None:  # noqa: A002 - the message's word
+        super().__init__(f"topic {topic} is not DELAY")
+        self.topic = topic
+        self.type = type
+
+
+class GroupMissing(BrokerMisconfigured):
+    """Consumer group {group} does not exist. Mend it: mqadmin updateSubGroup -n NAMESERVER -c CLUSTER -g {group}"""
+
+    def __init__(self, group: str) -> None:
+        super().__init__(f"consumer group {group} does not exist")
+        self.group = group
+
+
+class CredentialsRefused(BrokerMisconfigured):
+    """RocketMQ refuses the credentials ({text}). Set COUPON_CLOCK_ROCKETMQ_ACCESS_KEY and _SECRET_KEY, or mend it:
+    mqadmin createUser -n NAMESERVER -c CLUSTER -u USER -p PASSWORD, then mqadmin createAcl -n NAMESERVER -c CLUSTER
+    -s User:USER -r Topic:{topic},Group:{group} -a Pub,Sub -d Allow"""
+
+    def __init__(self, topic: str, group: str, text: str) -> None:
+        super().__init__("the credentials are refused")
+        self.topic = topic
+        self.group = group
+        self.text = text
+
+
+class DelayRefused(BrokerMisconfigured):
+    """RocketMQ refuses a delivery time: {text}."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+
+class DelayAboveCap(BrokerMisconfigured):
+    """RocketMQ refuses messages {ahead} ahead, so alarms are now sent {wants_ahead} ahead. Set
+    COUPON_CLOCK_ARMING_WINDOW below its cap, or raise maxDelayTimeMills in rmq-proxy.json and timerMaxDelaySec in
+    broker.conf"""
+
+    def __init__(self, ahead: timedelta, wants_ahead: timedelta) -> None:
+        super().__init__(f"messages {ahead} ahead are refused")
+        self.ahead = ahead
+        self.wants_ahead = wants_ahead
+
+
+def refusal(code: int, text: str, topic: str, group: str) -> BrokerUnavailable:
+    """The server's status code, as what it means."""
+    match code:
+        case 40_402:
+            return TopicMissing(topic)
+        case 40_403:
+            return GroupMissing(group)
+        case 40_100 | 40_300:
+            return CredentialsRefused(topic, group, text)
+        case 40_012:
+            return DelayRefused(text)
+        case _:
+            return Refused(code, text)
+
+
+def failed_call(code: str, text: str, topic: str, group: str) -> BrokerUnavailable:
+    """gRPC's own status, by name, where no answer came."""
+    if code in {"UNAUTHENTICATED", "PERMISSION_DENIED"}:
+        return CredentialsRefused(topic, group, text)
+    if "group not found" in text:
+        return GroupMissing(group)
+    return BrokerUnavailable(f"{code}: {text}")
