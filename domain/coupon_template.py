@@ -6,6 +6,7 @@
 from collections.abc import Iterable
 from datetime import datetime
 from functools import reduce
+from itertools import chain
 from uuid import UUID
 
 from msgspec import Struct
@@ -47,6 +48,8 @@ class CouponTemplate(Struct, frozen=True):
         return self.ended is not None or now >= self.valid_until
 
     def is_usable(self, at: datetime) -> bool:
+        """`at`: an aware time. Raises InvalidCommand where it is naive."""
+        rules.refuse(rules.instant("at", at))
         return self.valid_from <= at and not self.is_over(at)
 
     def over_since(self) -> datetime:
@@ -90,6 +93,7 @@ def decide(state: CouponTemplate | None, command: Command, now: datetime) -> lis
 
     `now` is aware UTC. Raises InvalidCommand, CouponTemplateNotFound, CouponTemplateOver, CommandConflict.
     """
+    rules.refuse(rules.form_problems(command))
     if isinstance(command, CreateCouponTemplate):
         return create(state, command, now)
     template = existing(state, command)
@@ -115,15 +119,15 @@ def create(state: CouponTemplate | None, command: CreateCouponTemplate, now: dat
 
 def increase_stock(template: CouponTemplate, command: IncreaseStock, now: datetime) -> list[Event]:
     refuse_when_over(template, now)
-    rules.refuse(rules.length_problems(template.version))
-    rules.refuse(rules.increase_problems(template.stock, command.by))
+    too_long = rules.length_problems(template.version)
+    rules.refuse(chain(too_long, rules.increase_problems(template.stock, command.by)))
     return [StockIncreased(command.shop_number, command.by)]
 
 
 def change_validity(template: CouponTemplate, command: ChangeValidity, now: datetime) -> list[Event]:
     refuse_when_over(template, now)
-    rules.refuse(rules.length_problems(template.version))
-    rules.refuse(rules.validity_problems(command.valid_from, command.valid_until, now))
+    too_long = rules.length_problems(template.version)
+    rules.refuse(chain(too_long, rules.validity_problems(command.valid_from, command.valid_until, now)))
     return [ValidityChanged(command.shop_number, utc(command.valid_from), utc(command.valid_until))]
 
 
@@ -142,9 +146,11 @@ def expire(template: CouponTemplate, now: datetime) -> list[Event]:
 
 def existing(state: CouponTemplate | None, command: Command) -> CouponTemplate:
     """The template, if there is one and it is the shop's own."""
-    shop_number = None if isinstance(command, ExpireCouponTemplate) else command.shop_number
-    if state is None or shop_number not in (None, state.shop_number):
-        raise CouponTemplateNotFound(command.template_id, shop_number)
+    if isinstance(command, ExpireCouponTemplate):
+        if state is None:
+            raise CouponTemplateNotFound(command.template_id, None)
+    elif state is None or state.shop_number != command.shop_number:
+        raise CouponTemplateNotFound(command.template_id, command.shop_number)
     return state
 
 
@@ -175,7 +181,11 @@ def is_same_content(created: Created, command: CreateCouponTemplate) -> bool:
 
 
 def has_content_of(events: Iterable[Event], command: Command) -> bool:
-    """Whether these events, recorded under the command's id, are what this command would have led to."""
+    """Whether these events, recorded under the command's id, are what this command would have led to.
+
+    Raises InvalidCommand where the command has a wrong type somewhere, and cannot be compared.
+    """
+    rules.refuse(rules.form_problems(command))
     match command, list(events):
         case CreateCouponTemplate(), [Created() as event]:
             return is_same_content(event, command)
@@ -183,6 +193,8 @@ def has_content_of(events: Iterable[Event], command: Command) -> bool:
             return event.by == by
         case ChangeValidity(), [ValidityChanged() as event]:
             return (utc(command.valid_from), utc(command.valid_until)) == (event.valid_from, event.valid_until)
-        case TerminateCouponTemplate() | ExpireCouponTemplate(), [Ended()]:
+        case TerminateCouponTemplate(), [Ended()]:
             return True
+        case ExpireCouponTemplate(), [Ended() as event]:
+            return event.reason is EndReason.EXPIRED
     return False

@@ -1,22 +1,25 @@
-"""What a coupon takes off a price. Money is in integer minor units (cents)."""
+"""What a coupon takes off a price. Money is in integer minor units (cents).
+
+Stored within events, so the tags are explicit, and every rule is in rules.py.
+"""
 
 from msgspec import Struct
 
 
-class FixedAmount(Struct, frozen=True, tag=True):
+class FixedAmount(Struct, frozen=True, tag="FixedAmount"):
     """`amount_off`, whatever is spent."""
 
     amount_off: int
 
 
-class ThresholdAmount(Struct, frozen=True, tag=True):
+class ThresholdAmount(Struct, frozen=True, tag="ThresholdAmount"):
     """`amount_off` once `minimum_spend` is reached."""
 
     minimum_spend: int
     amount_off: int
 
 
-class Percentage(Struct, frozen=True, tag=True):
+class Percentage(Struct, frozen=True, tag="Percentage"):
     """`percent_off` once `minimum_spend` is reached, up to `maximum_discount`."""
 
     percent_off: int

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
+LONGEST_SHOWN = 200
+
 
 class CouponError(Exception):
     """Something that Coupon Clock refuses or cannot do."""
@@ -38,7 +40,8 @@ class Problem:
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.field} {self.reason} (got {self.value!r})"
+        got = repr(self.value)
+        return f"{self.field} {self.reason} (got {got if len(got) <= LONGEST_SHOWN else got[:LONGEST_SHOWN] + '…'})"
 
 
 @dataclass(eq=False)

@@ -1,7 +1,7 @@
 """What happened to a coupon template.
 
 Plain types and no rules: an event that was stored once stays readable whatever today's rules say.
-Tags are explicit, so that moving a class breaks no stored event.
+Tags are explicit, so that moving a class breaks no stored event. How a shape changes: docs/events.md.
 """
 
 from datetime import datetime
@@ -69,3 +69,4 @@ class Ended(Struct, frozen=True, tag="CouponTemplate.Ended"):
 
 
 Event = Created | StockIncreased | ValidityChanged | Ended
+StoredEvent = Event  # joined by `|` with every earlier shape: a struct whose `upcast()` answers with a later one

@@ -1,9 +1,20 @@
-"""Every rule on a command's content. Each check answers with the problems it found, so that all are named at once."""
+"""Every rule on a command's content. Each check answers with the problems it found, so that all are named at once.
+
+Types come first: what has a wrong one cannot be judged any further, and could be stored but never be read again.
+"""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from enum import Enum
+from functools import cache
+from types import NoneType
+from typing import get_args
+from uuid import UUID
 
-from coupon_clock.domain.commands import CreateCouponTemplate
+from msgspec import Struct
+from msgspec.structs import astuple, fields
+
+from coupon_clock.domain.commands import Command, CreateCouponTemplate
 from coupon_clock.domain.discount import Discount, FixedAmount, Percentage, ThresholdAmount
 from coupon_clock.domain.errors import InvalidCommand, Problem
 from coupon_clock.domain.events import ConsumeRule, ReceiveRule
@@ -11,7 +22,7 @@ from coupon_clock.domain.validity import utc
 
 SOURCES = ("shop", "platform")
 TARGETS = ("product", "all_products")
-LARGEST_SHOP_NUMBER = 2**63 - 1
+LARGEST_NUMBER = 2**63 - 1
 LARGEST_AMOUNT = 10**12
 LARGEST_STOCK = 20_000_000
 LONGEST_STREAM = 10_000
@@ -31,8 +42,44 @@ def refuse(problems: Problems) -> None:
         raise InvalidCommand(found)
 
 
+# ── what no command may have, whatever it asks for ───────────────────────────────────────────────
+
+
+def form_problems(command: Command) -> Problems:
+    """A wrong type anywhere; an actor that cannot be stored."""
+    if wrong_types := list(type_problems(command)):
+        yield from wrong_types
+    elif command.actor:
+        yield from storable("actor", command.actor)
+
+
+def type_problems(struct: Struct, path: str = "") -> Problems:
+    """Every field that has another type than declared: a text for a number, none for a time, True for 1."""
+    for value, (name, types, is_nested) in zip(astuple(struct), declared(type(struct)), strict=True):
+        if type(value) not in types and not is_storable_subclass(value, types):
+            expected = " or ".join("none" if allowed is NoneType else allowed.__name__ for allowed in types)
+            yield Problem(path + name, value, f"must be {expected}, not {type(value).__name__}")
+        elif is_nested:
+            yield from type_problems(value, f"{path}{name}.")
+
+
+@cache
+def declared(struct: type[Struct]) -> tuple[tuple[str, tuple[type, ...], bool], ...]:
+    """Each field's name, the types that it may have, and whether it has fields itself."""
+    types = {field.name: get_args(field.type) or (field.type,) for field in fields(struct)}
+    return tuple((name, allowed, issubclass(allowed[0], Struct)) for name, allowed in types.items())
+
+
+def is_storable_subclass(value: object, types: tuple[type, ...]) -> bool:
+    """asyncpg's UUID, pendulum's DateTime, a StrEnum; no other, and so no bool for a number."""
+    return isinstance(value, UUID | datetime | Enum) and isinstance(value, types)
+
+
+# ── what each command may ask for ────────────────────────────────────────────────────────────────
+
+
 def creation_problems(command: CreateCouponTemplate, now: datetime) -> Problems:
-    yield from within("shop_number", command.shop_number, 1, LARGEST_SHOP_NUMBER)
+    yield from within("shop_number", command.shop_number, 1, LARGEST_NUMBER)
     yield from name_problems(command.name)
     yield from one_of("source", command.source, SOURCES)
     yield from one_of("target", command.target, TARGETS)
@@ -74,24 +121,27 @@ def discount_problems(discount: Discount) -> Problems:
 
 
 def receive_rule_problems(rule: ReceiveRule) -> Problems:
-    if rule.limit_per_person < 1:
-        yield Problem("receive_rule.limit_per_person", rule.limit_per_person, "must be at least 1")
+    yield from within("receive_rule.limit_per_person", rule.limit_per_person, 1, LARGEST_NUMBER)
     yield from at_most("receive_rule.usage_instructions", rule.usage_instructions, LONGEST_INSTRUCTIONS)
 
 
 def consume_rule_problems(rule: ConsumeRule) -> Problems:
-    if rule.hours_after_claim is not None and rule.hours_after_claim < 1:
-        yield Problem("consume_rule.hours_after_claim", rule.hours_after_claim, "must be at least 1, or none")
+    if rule.hours_after_claim is not None:
+        yield from within("consume_rule.hours_after_claim", rule.hours_after_claim, 1, LARGEST_NUMBER)
     explanation = rule.explanation_of_unmet_conditions
     yield from at_most("consume_rule.explanation_of_unmet_conditions", explanation, LONGEST_EXPLANATION)
 
 
 def validity_problems(valid_from: datetime, valid_until: datetime, now: datetime) -> Problems:
-    """Aware, in order, not over yet, and not after the year 9000."""
+    """Aware, in order, not over yet, and not after the year 9000.
+
+    Compared in UTC: two times of one zone are compared by what its clocks show, whether repeated or skipped.
+    """
     unusable = [*instant("valid_from", valid_from), *instant("valid_until", valid_until)]
     if unusable:
         yield from unusable
         return
+    valid_from, valid_until = utc(valid_from), utc(valid_until)
     if valid_until <= valid_from:
         yield Problem("valid_until", valid_until, "must be after valid_from")
     if valid_until <= now:
@@ -140,6 +190,13 @@ def at_most(field: str, text: str, longest: int) -> Problems:
 
 
 def storable(field: str, text: str) -> Problems:
-    """PostgreSQL's text holds any character but NUL, and no lone surrogate."""
-    if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+    """PostgreSQL's text holds any character but NUL, and UTF-8 no lone surrogate."""
+    if "\0" in text or not is_utf8(text):
         yield Problem(field, text, "must not contain NUL or half of a surrogate pair")
+
+
+def is_utf8(text: str) -> bool:
+    try:
+        return text.isascii() or bool(text.encode())
+    except UnicodeEncodeError:
+        return False

@@ -3,6 +3,10 @@
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from typing import NamedTuple
 
+from coupon_clock.domain.errors import InvalidCommand, Problem
+
+ONE_DAY = timedelta(days=1)
+
 
 class Validity(NamedTuple):
     """Aware times; `valid_until` itself is outside."""
@@ -12,18 +16,39 @@ class Validity(NamedTuple):
 
     @classmethod
     def days(cls, first: date, last: date, zone: tzinfo) -> "Validity":
-        """The whole of these days, both included, in that zone (a `zoneinfo.ZoneInfo`), as UTC."""
-        start = datetime.combine(first, time.min, zone)
-        end = datetime.combine(last + timedelta(days=1), time.min, zone)
-        return cls(start.astimezone(UTC), end.astimezone(UTC))
+        """The whole of these days, both included, in that zone (a `zoneinfo.ZoneInfo`), as UTC.
+
+        A day begins with its first moment, also where clocks go forward or back at midnight. Raises InvalidCommand:
+        no zone, `last` before `first`, or days that no calendar has.
+        """
+        if last < first:
+            raise InvalidCommand([Problem("last", last, f"must not be before the first day, {first}")])
+        try:
+            window = cls(midnight(first, zone), midnight(last + ONE_DAY, zone))
+        except OverflowError:
+            raise InvalidCommand([Problem("last", last, "must lie within the calendar, as must the first")]) from None
+        if window.valid_until == window.valid_from:
+            raise InvalidCommand([Problem("last", last, f"was left out of the calendar in {zone}")])
+        return window
 
 
-def utc(time: datetime) -> datetime:
+def midnight(day: date, zone: tzinfo) -> datetime:
+    start = datetime.combine(day, time.min, zone)
+    if start.utcoffset() is None:
+        raise InvalidCommand([Problem("zone", zone, "must be a time zone, as in ZoneInfo('Europe/Berlin') or UTC")])
+    return start.astimezone(UTC)
+
+
+def utc(moment: datetime) -> datetime:
     """The same instant in UTC; a naive time, and one outside the calendar in UTC, as it is (rules.py refuses both).
 
     Needed before comparing: PEP 495 calls a time in a repeated hour unequal to every time of another zone.
+    A subclass becomes a `datetime` itself, because nothing else can be stored.
     """
+    if moment.utcoffset() is None:
+        return moment
     try:
-        return time if time.utcoffset() is None else time.astimezone(UTC)
+        there = moment.astimezone(UTC)
     except OverflowError:
-        return time
+        return moment
+    return there if type(there) is datetime else datetime.fromisoformat(there.isoformat())

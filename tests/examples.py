@@ -11,8 +11,9 @@ from coupon_clock.domain.commands import (
     IncreaseStock,
     TerminateCouponTemplate,
 )
+from coupon_clock.domain.coupon_template import created_by
 from coupon_clock.domain.discount import ThresholdAmount
-from coupon_clock.domain.events import ConsumeRule, ReceiveRule
+from coupon_clock.domain.events import ConsumeRule, Created, Ended, EndReason, ReceiveRule
 
 MORNING = datetime(2026, 3, 1, 8, tzinfo=UTC)
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -22,6 +23,9 @@ MICROSECOND = timedelta(microseconds=1)
 SHOP = 1
 OTHER_SHOP = 2
 TEMPLATE = UUID("01890000-0000-7000-8000-000000000001")
+
+EXPIRED_AT_NOON = Ended(SHOP, EndReason.EXPIRED, NOON)
+TERMINATED_IN_THE_MORNING = Ended(SHOP, EndReason.TERMINATED, MORNING)
 
 
 def a_template(**given: Any) -> CreateCouponTemplate:
@@ -41,6 +45,11 @@ def a_template(**given: Any) -> CreateCouponTemplate:
         "stock": 100,
     }
     return CreateCouponTemplate(**defaults | given)
+
+
+def created(**given: Any) -> Created:
+    """What creating `a_template`, whose id is TEMPLATE, led to."""
+    return created_by(a_template(**{"template_id": TEMPLATE} | given))
 
 
 def ending_in(seconds: float, **given: Any) -> CreateCouponTemplate:

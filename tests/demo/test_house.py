@@ -1,0 +1,31 @@
+import psycopg
+import pytest
+
+from coupon_clock.demo.house import FolderBusy, alone_in, fresh_database
+from coupon_clock.infrastructure.local.errors import FolderUnusable
+
+
+def test_a_second_demo_in_one_folder_is_refused(tmp_path):
+    with alone_in(tmp_path), pytest.raises(FolderBusy, match="Another demo is running"), alone_in(tmp_path):
+        pass
+
+
+def test_a_folder_is_free_again_afterwards(tmp_path):
+    for _ in range(2):
+        with alone_in(tmp_path / "new"):
+            assert (tmp_path / "new").is_dir()
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+
+    with pytest.raises(FolderUnusable, match="cannot be used"), alone_in(tmp_path / "file"):
+        pass
+
+
+def test_each_run_has_a_database_of_its_own_and_only_its_own(postgres):
+    first, second = fresh_database(postgres.url), fresh_database(postgres.url)
+
+    psycopg.connect(second).close()
+    with pytest.raises(psycopg.OperationalError, match="does not exist"):
+        psycopg.connect(first)
