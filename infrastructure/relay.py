@@ -3,7 +3,7 @@
 from datetime import timedelta
 
 from coupon_clock.infrastructure.alarms import Alarm, Alarms
-from coupon_clock.infrastructure.broker import Broker
+from coupon_clock.infrastructure.broker import Broker, BrokerUnavailable
 from coupon_clock.infrastructure.loop import Counts
 from coupon_clock.infrastructure.messages import ExpiryDue
 from coupon_clock.infrastructure.server_clock import ServerClock
@@ -26,7 +26,7 @@ class Relay:
         alarms = self._alarms.claim(ahead=self._broker.wants_ahead, limit=BATCH)
         if not alarms:
             return Counts()
-        self._broker.publish([ExpiryDue(alarm.stream_id, alarm.due_at) for alarm in alarms], self._lead)
+        self._publish(alarms)
         if self._broker.forgets:
             self._lease(alarms)
         else:
@@ -37,6 +37,14 @@ class Relay:
         """At a clean stop: what a forgetting broker holds is free for other processes at once."""
         self._alarms.release(list(self._leased))
         self._leased.clear()
+
+    def _publish(self, alarms: list[Alarm]) -> None:
+        """What the broker did not take is free at once, not only when the lease is over."""
+        try:
+            self._broker.publish([ExpiryDue(alarm.stream_id, alarm.due_at) for alarm in alarms], self._lead)
+        except BrokerUnavailable:
+            self._alarms.release(alarms)
+            raise
 
     def _lease(self, alarms: list[Alarm]) -> None:
         self._alarms.lease_past_due(alarms)

@@ -84,7 +84,7 @@ def test_an_end_that_moves_while_its_message_is_sent_is_not_marked(app):
     assert [due_at for _, due_at in outbox.sent] == [EVENING, EVENING + timedelta(minutes=5)]
 
 
-def test_what_could_not_be_sent_is_sent_once_the_lease_is_over(app):
+def test_what_could_not_be_sent_is_sent_as_soon_as_the_broker_is_back(app):
     outbox = Outbox(forgets=False)
     relay = relay_to(app, outbox)
     app.execute(a_template(valid_until=NOON))
@@ -94,7 +94,16 @@ def test_what_could_not_be_sent_is_sent_once_the_lease_is_over(app):
         relay.run_once()
 
     outbox.is_away = False
+    assert relay.run_once() == {"armed": 1}
+
+
+def test_what_a_dead_relay_had_claimed_is_sent_once_its_lease_is_over(app):
+    app.execute(a_template(valid_until=NOON))
+    turn(app, NOON - timedelta(minutes=10))
+    app.alarms.claim(ahead=timedelta(hours=1), limit=10)
+    relay = relay_to(app, Outbox(forgets=False))
     assert not relay.run_once()
+
     turn(app, NOON - timedelta(minutes=9))
     assert relay.run_once() == {"armed": 1}
 
