@@ -16,7 +16,7 @@ from examples import SHOP, change, ending_in, terminate
 
 from coupon_clock.app import Application, Settings, broker_for
 from coupon_clock.domain.events import Ended, EndReason
-from coupon_clock.infrastructure.messages import ExpiryDue
+from coupon_clock.infrastructure.messages import ExpiryDue, to_wire
 
 KILLED_AFTER = Path(__file__).parent / "killed_after.py"
 TOPIC, GROUP = "coupon-expiry-running", "coupon-clock-running"
@@ -39,9 +39,9 @@ def live(database_url: str, broker_settings: dict[str, str]) -> Iterator[Applica
 
 
 @contextmanager
-def another_process(app: Application) -> Iterator["subprocess.Popen[bytes]"]:
+def another_process(app: Application, *roles: str) -> Iterator["subprocess.Popen[bytes]"]:
     """`coupon-clock run` with the same settings."""
-    process = started(app, "-m", "coupon_clock.cli", "run")
+    process = started(app, "-m", "coupon_clock.cli", "run", *roles)
     try:
         yield process
     finally:
@@ -131,23 +131,17 @@ def test_messages_sent_twice_stale_foreign_or_unreadable_end_nothing_twice(live)
         eventually(lambda: armed(live, template) and armed(live, moved))
         live.execute(change(moved.template_id, until=template.valid_until))
         broker.publish([ExpiryDue(template.template_id, template.valid_until)] * 3, timedelta(0))
-        broker.publish([ExpiryDue(uuid4(), template.valid_until)], timedelta(0))
+        broker.publish([unknown := ExpiryDue(uuid4(), template.valid_until)], timedelta(0))
         eventually(lambda: ends(live, template) and ends(live, moved))
-        eventually(lambda: rejected(live) == 1)
+        eventually(lambda: to_wire(unknown) in [rejected.body for rejected in live.rejected.oldest(100)])
     broker.close()
     assert len(ends(live, template)) == len(ends(live, moved)) == 1
-
-
-def rejected(app: Application) -> int:
-    with app.pool.connection() as connection:
-        (count,) = connection.execute("SELECT count(*) FROM rejected_message").fetchone() or (0,)
-    return count
 
 
 def test_a_process_killed_hard_with_messages_in_hand_loses_nothing(live):
     templates = [ending_in(3) for _ in range(50)]
     live.execute_many(templates)
-    with another_process(live) as process:
+    with another_process(live, "--role", "relay", "--role", "consumer") as process:
         eventually(lambda: all(armed(live, template) for template in templates))
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -181,20 +175,21 @@ def test_a_stopped_process_gives_back_what_its_broker_would_forget(live):
     assert armed(live, template) is not forgetting
 
 
-ALL_ROLES = "relay,consumer,reconciler,projector"
+# Without a projector, whose lease another process takes over only after 15 s.
+ENDING_ROLES = "relay,consumer,reconciler"
 
 
 @pytest.mark.parametrize(
     ("step", "roles"),
     [
-        ("claiming", ALL_ROLES),
-        ("publishing", ALL_ROLES),
-        ("arming", ALL_ROLES),
-        ("receiving", ALL_ROLES),
-        ("appending the end", ALL_ROLES),
-        ("acknowledging", ALL_ROLES),
-        ("sweeping", "reconciler,projector"),
-        ("writing rows", ALL_ROLES),
+        ("claiming", ENDING_ROLES),
+        ("publishing", ENDING_ROLES),
+        ("arming", ENDING_ROLES),
+        ("receiving", ENDING_ROLES),
+        ("appending the end", ENDING_ROLES),
+        ("acknowledging", ENDING_ROLES),
+        ("sweeping", "reconciler"),
+        ("writing rows", "projector"),
     ],
 )
 def test_a_process_killed_right_after_any_step_leaves_nothing_undone(live, step, roles):
