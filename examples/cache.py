@@ -1,0 +1,38 @@
+"""A cache that forgets a template when something happened to it: `app.follow` with a durable checkpoint.
+
+At least once and in order: forgetting twice is harmless, and nothing is missed while this was down.
+"""
+
+from threading import Event
+from uuid import UUID
+
+from coupon_clock.app import Application, Envelope, TemplateView
+
+
+class TemplateCache:
+    """`name` keeps the place in the log: one for each process that has a cache of its own."""
+
+    def __init__(self, app: Application, name: str = "template-cache") -> None:
+        self._app = app
+        self._name = name
+        self._views: dict[UUID, TemplateView] = {}
+        self._seen = 0
+
+    def get(self, shop_number: int, template_id: UUID) -> TemplateView:
+        """Judge it by the time before use: it was active or over as of `as_of`."""
+        view = self._views.get(template_id)
+        if view is None or view.shop_number != shop_number:
+            seen = self._seen
+            view = self._app.find(shop_number, template_id, at_least=seen)
+            if seen == self._seen:  # else something may have happened to it since it was read
+                self._views[template_id] = view
+        return view
+
+    def forget(self, envelopes: list[Envelope]) -> None:
+        """The handler. From now on `get` waits for a read model that has seen these events."""
+        self._seen = envelopes[-1].position
+        for envelope in envelopes:
+            self._views.pop(envelope.stream_id, None)
+
+    def run(self, stop: Event) -> None:
+        self._app.follow(self._name, self.forget, start="now", stop=stop)

@@ -1,0 +1,129 @@
+"""Every example runs."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from threading import Event, Thread
+from types import ModuleType
+from uuid import uuid4
+
+import msgspec
+import pytest
+from deadlines import eventually
+from fastapi.testclient import TestClient
+
+from examples import SHOP, ending_in, increase, terminate
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def example(name: str) -> ModuleType:
+    spec = spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@contextmanager
+def in_background(run, *arguments) -> Iterator[None]:
+    stop = Event()
+    thread = Thread(target=run, args=(*arguments, stop), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(timeout=30)
+
+
+class TestService:
+    @pytest.fixture
+    def client(self, database_url, monkeypatch) -> Iterator[TestClient]:
+        monkeypatch.setenv("COUPON_CLOCK_DATABASE_URL", database_url)
+        with TestClient(example("service").api) as client:
+            yield client
+
+    @pytest.fixture
+    def url(self) -> str:
+        return f"/shops/{SHOP}/templates/{uuid4()}"
+
+    def content(self, **given) -> dict[str, object]:
+        template = msgspec.to_builtins(ending_in(3600, **given))
+        ids = ("command_id", "template_id", "shop_number", "actor", "expected_version")
+        return {name: value for name, value in template.items() if name not in ids}
+
+    def key(self) -> dict[str, str]:
+        return {"Idempotency-Key": str(uuid4())}
+
+    def test_a_template_is_created_read_and_ended(self, client, url):
+        created = client.put(url, json=self.content(), headers=self.key())
+        assert (created.status_code, created.headers["ETag"]) == (201, '"1"')
+
+        found = client.get(url, params={"at_least": created.json()["position"]})
+        assert (found.json()["state"], found.headers["ETag"]) == ("active", '"1"')
+
+        ended = client.delete(url, headers=self.key())
+        found = client.get(url, params={"at_least": ended.json()["position"]})
+        assert (found.json()["state"], found.headers["ETag"]) == ("over", '"2"')
+
+    def test_a_repeated_request_has_no_second_effect(self, client, url):
+        client.put(url, json=self.content(stock=10), headers=self.key())
+        key = self.key()
+        first = client.post(url + "/stock", json={"by": 5}, headers=key)
+        again = client.post(url + "/stock", json={"by": 5}, headers=key)
+
+        assert (first.status_code, first.json()) == (again.status_code, again.json())
+        assert client.get(url, params={"at_least": first.json()["position"]}).json()["stock"] == 15
+
+    def test_refusals_have_their_status(self, client, url):
+        assert client.get(url).status_code == 404
+        assert client.put(url, json=self.content() | {"stock": "many"}, headers=self.key()).status_code == 422
+        refused = client.put(url, json=self.content(name=" ", stock=0), headers=self.key())
+        assert refused.status_code == 422
+        assert [problem["field"] for problem in refused.json()["problems"]] == ["name", "stock"]
+
+        client.put(url, json=self.content(), headers=self.key())
+        stale = self.key() | {"If-Match": '"7"'}
+        assert client.post(url + "/stock", json={"by": 5}, headers=stale).status_code == 409
+        client.delete(url, headers=self.key())
+        assert client.post(url + "/stock", json={"by": 5}, headers=self.key()).status_code == 409
+
+
+def test_the_cache_forgets_what_changed(live):
+    template = ending_in(3600, stock=10)
+    first = live.execute(template)
+    cache = example("cache").TemplateCache(live)
+    with live.running(["projector"]), in_background(cache.run):
+        live.find(SHOP, template.template_id, at_least=first.position)
+        assert cache.get(SHOP, template.template_id).stock == 10
+
+        eventually(lambda: follows(live, "template-cache"))
+        live.execute(increase(template.template_id, by=5))
+        eventually(lambda: cache.get(SHOP, template.template_id).stock == 15)
+
+
+def test_ends_are_announced_also_after_a_failure(live):
+    template = ending_in(3600)
+    live.execute_many([template, ending_in(3600)])
+    live.execute(terminate(template.template_id))
+    sent: list[bytes] = []
+    failures = [ConnectionError("not now")]
+
+    def publish(body: bytes) -> None:
+        if failures:
+            raise failures.pop()
+        sent.append(body)
+
+    with in_background(example("announce").announce, live, publish):
+        eventually(lambda: sent)
+    assert [json.loads(body)["template_id"] for body in sent] == [str(template.template_id)]
+    assert json.loads(sent[0])["reason"] == "terminated"
+
+
+def follows(app, name: str) -> bool:
+    with app.pool.connection() as connection:
+        return connection.execute("SELECT 1 FROM checkpoint WHERE name = %s", (name,)).fetchone() is not None
