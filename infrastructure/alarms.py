@@ -11,36 +11,50 @@ from uuid import UUID
 
 from coupon_clock.infrastructure.database import Pool, available
 
+# Materialized, all of these: a subquery that the plan repeats would lock more rows than its limit.
 CLAIM = """
+  WITH free AS MATERIALIZED (
+       SELECT stream_id
+         FROM alarm
+        WHERE armed_at IS NULL
+          AND due_at <= coupon_clock_now() + %(ahead)s
+          AND (leased_until IS NULL OR leased_until <= coupon_clock_now())
+        ORDER BY due_at
+        LIMIT %(limit)s
+          FOR UPDATE SKIP LOCKED)
 UPDATE alarm
    SET leased_until = coupon_clock_now() + %(lease)s
- WHERE stream_id IN (SELECT stream_id
-                       FROM alarm
-                      WHERE armed_at IS NULL
-                        AND due_at <= coupon_clock_now() + %(ahead)s
-                        AND (leased_until IS NULL OR leased_until <= coupon_clock_now())
-                      ORDER BY due_at
-                      LIMIT %(limit)s
-                        FOR UPDATE SKIP LOCKED)
-RETURNING stream_id, due_at
+  FROM free
+ WHERE alarm.stream_id = free.stream_id
+RETURNING alarm.stream_id, alarm.due_at
 """
 
 # What the three marks have in common: only where the due time is still the one that was sent.
 SAME = """
- WHERE stream_id IN (SELECT alarm.stream_id
-                       FROM alarm
-                       JOIN unnest(%(ids)b::uuid[], %(due_ats)b::timestamptz[]) AS sent (stream_id, due_at)
-                      USING (stream_id, due_at)
-                        FOR UPDATE OF alarm SKIP LOCKED)
+  WITH same AS MATERIALIZED (
+       SELECT alarm.stream_id
+         FROM alarm
+         JOIN unnest(%(ids)b::uuid[], %(due_ats)b::timestamptz[]) AS sent (stream_id, due_at) USING (stream_id, due_at)
+          FOR UPDATE OF alarm SKIP LOCKED)
 """
-MARK_ARMED = "UPDATE alarm SET armed_at = coupon_clock_now(), leased_until = NULL" + SAME
-LEASE_PAST_DUE = "UPDATE alarm SET leased_until = due_at + interval '1 second'" + SAME
-RELEASE = "UPDATE alarm SET armed_at = NULL, leased_until = NULL" + SAME
+MARK_ARMED = f"""{SAME}
+UPDATE alarm SET armed_at = coupon_clock_now(), leased_until = NULL FROM same WHERE alarm.stream_id = same.stream_id
+"""
+LEASE_PAST_DUE = f"""{SAME}
+UPDATE alarm SET leased_until = due_at + interval '1 second' FROM same WHERE alarm.stream_id = same.stream_id
+"""
+RELEASE = f"""{SAME}
+UPDATE alarm SET armed_at = NULL, leased_until = NULL FROM same WHERE alarm.stream_id = same.stream_id
+"""
 
 REARM = """
-UPDATE alarm
-   SET armed_at = NULL, leased_until = NULL
- WHERE stream_id IN (SELECT stream_id FROM alarm WHERE armed_at IS NOT NULL LIMIT %(limit)s FOR UPDATE SKIP LOCKED)
+  WITH armed AS MATERIALIZED (
+       SELECT stream_id
+         FROM alarm
+        WHERE armed_at < %(before)s
+        LIMIT %(limit)s
+          FOR UPDATE SKIP LOCKED)
+UPDATE alarm SET armed_at = NULL, leased_until = NULL FROM armed WHERE alarm.stream_id = armed.stream_id
 """
 
 OVERDUE = """
@@ -83,9 +97,9 @@ class Alarms:
         """To be claimed again, by whoever comes first."""
         return self._mark(RELEASE, alarms)
 
-    def rearm(self, limit: int) -> int:
-        """Marks up to `limit` armed ones unarmed: for a broker that lost its store. Answers how many."""
-        return self._execute(REARM, {"limit": limit})
+    def rearm(self, before: datetime, limit: int) -> int:
+        """Marks up to `limit` that were armed `before` unarmed: for a broker that lost its store. Answers how many."""
+        return self._execute(REARM, {"before": before, "limit": limit})
 
     def overdue(self, grace: timedelta, after: Alarm, limit: int) -> list[Alarm]:
         """Up to `limit` that were due more than `grace` ago, in order of (due_at, stream_id), beyond `after`."""

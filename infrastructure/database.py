@@ -2,21 +2,23 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from select import POLLIN, poll
 
 import psycopg
 from psycopg import Connection
+from psycopg.errors import LockNotAvailable, QueryCanceled
 from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
 from coupon_clock.domain.errors import CouponError
+from coupon_clock.infrastructure.schema import UnsafeLog, refuse_unsafe
 from coupon_clock.infrastructure.settings import Settings
 
 STATEMENT_TIMEOUT = "10s"
 LOCK_TIMEOUT = "2s"
 CONNECT_TIMEOUT_S = 5
-OLDEST_POSTGRESQL = 150_000
-
-Pool = ConnectionPool[Connection[TupleRow]]
+MAY_BE_ABSENCE = (psycopg.OperationalError, psycopg.InterfaceError, psycopg.InternalError, psycopg.ProgrammingError)
+TIME_IS_UP = (QueryCanceled.sqlstate, LockNotAvailable.sqlstate)
 
 
 class DatabaseUnavailable(CouponError):
@@ -27,28 +29,71 @@ class DatabaseUnavailable(CouponError):
         self.reason = reason
 
 
+class TimedOut(DatabaseUnavailable):
+    """PostgreSQL took too long, and nothing was changed: {reason}."""
+
+
+class Pool(ConnectionPool[Connection[TupleRow]]):
+    """Autocommitting connections. Each new one is refused while what it leads to is unsafe: `connection()` then raises
+    UnsafeLog, because after a failover the same URL can lead to a standby, or to a log that came back shorter."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._schema = settings.database_schema
+        self._refusal: UnsafeLog | None = None
+        super().__init__(
+            settings.database(),
+            connection_class=Connection[TupleRow],
+            kwargs={"autocommit": True, "connect_timeout": CONNECT_TIMEOUT_S},
+            configure=self._admit,
+            min_size=2,
+            max_size=settings.database_connections,
+            timeout=CONNECT_TIMEOUT_S,
+            # The pool doubles its pause after each failure, for as long as this: a server that is back is found soon.
+            reconnect_timeout=CONNECT_TIMEOUT_S,
+            open=True,
+        )
+
+    def getconn(self, timeout: float | None = None) -> Connection[TupleRow]:
+        """One whose server has not hung up. After a restart of the server it has on all, so all are replaced."""
+        while True:
+            connection = self._got(timeout)
+            if not has_hung_up(connection):
+                return connection
+            connection.close()
+            self.putconn(connection)
+            self.drain()
+
+    def _got(self, timeout: float | None) -> Connection[TupleRow]:
+        try:
+            return super().getconn(timeout)
+        except PoolTimeout:
+            if self._refusal is not None:
+                raise self._refusal from None
+            raise
+
+    def _admit(self, connection: Connection[TupleRow]) -> None:
+        set_up(connection, self._schema)
+        self._refusal = None
+        try:
+            refuse_unsafe(connection)
+        except UnsafeLog as refusal:
+            self._refusal = refusal
+            raise
+
+
 def connect(settings: Settings) -> Connection[TupleRow]:
     """One autocommitting connection, set up like the pool's. Raises DatabaseUnavailable."""
     with available():
         connection = psycopg.connect(settings.database(), autocommit=True, connect_timeout=CONNECT_TIMEOUT_S)
-        _set_up(connection, settings.database_schema)
+        set_up(connection, settings.database_schema)
         return connection
 
 
 def open_pool(settings: Settings) -> Pool:
-    """Raises DatabaseUnavailable where the first connection cannot be made."""
-    connect(settings).close()
-    return ConnectionPool(
-        settings.database(),
-        connection_class=Connection[TupleRow],
-        kwargs={"autocommit": True, "connect_timeout": CONNECT_TIMEOUT_S},
-        configure=lambda connection: _set_up(connection, settings.database_schema),
-        check=_replace_if_closed,
-        min_size=2,
-        max_size=settings.database_connections,
-        timeout=CONNECT_TIMEOUT_S,
-        open=True,
-    )
+    """Raises DatabaseUnavailable where the first connection cannot be made, and UnsafeLog."""
+    with connect(settings) as connection:
+        refuse_unsafe(connection)
+    return Pool(settings)
 
 
 @contextmanager
@@ -56,35 +101,43 @@ def available() -> Iterator[None]:
     """Turns what psycopg says when PostgreSQL is away into DatabaseUnavailable: for reads, which may be repeated."""
     try:
         yield
-    except (psycopg.OperationalError, psycopg.InterfaceError, psycopg.ProgrammingError, PoolClosed) as error:
+    except (*MAY_BE_ABSENCE, PoolClosed) as error:
         if not _is_absence(error):
             raise
-        raise DatabaseUnavailable(first_line(error)) from error
+        failure = TimedOut if getattr(error, "sqlstate", None) in TIME_IS_UP else DatabaseUnavailable
+        raise failure(first_line(error)) from error
 
 
 def _is_absence(error: Exception) -> bool:
     """No answer from a server, or one that says it is not to be used now; an unusable URL has no SQLSTATE either."""
     state = getattr(error, "sqlstate", None)
-    return state is None or state[:2] in ("08", "28", "3D", "53", "57")
+    return state is None or state[:2] in ("08", "25", "28", "3D", "40", "53", "55", "57")
 
 
-def _set_up(connection: Connection[TupleRow], schema: str) -> None:
+def set_up(connection: Connection[TupleRow], schema: str) -> None:
+    """Each statement is planned once a connection: planning an append costs more than doing it. As the tables may be
+    small at that time, no such plan may scan them: it would be kept until long after they have grown."""
     connection.execute(
         """
-        SELECT set_config('search_path', %s, false),
+        SELECT set_config('search_path', quote_ident(%s), false),
                set_config('TimeZone', 'UTC', false),
                set_config('statement_timeout', %s, false),
-               set_config('lock_timeout', %s, false)
+               set_config('lock_timeout', %s, false),
+               set_config('plan_cache_mode', 'force_generic_plan', false),
+               set_config('enable_seqscan', 'off', false)
         """,
         (schema, STATEMENT_TIMEOUT, LOCK_TIMEOUT),
     )
 
 
-def _replace_if_closed(connection: Connection[TupleRow]) -> None:
-    """The pool replaces a connection that raises here. A look at the socket costs no round trip."""
-    connection.fileno()
-    if connection.closed or connection.pgconn.status != psycopg.pq.ConnStatus.OK:
-        raise psycopg.OperationalError("the connection was lost")
+def has_hung_up(connection: Connection[TupleRow]) -> bool:
+    """Whether the server closed this idle connection. It has nothing to say on one, so anything to read is the end of
+    it; a look at the socket costs no round trip."""
+    if connection.closed:
+        return True
+    socket = poll()
+    socket.register(connection.fileno(), POLLIN)
+    return bool(socket.poll(0))
 
 
 def first_line(error: Exception) -> str:

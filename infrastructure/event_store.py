@@ -10,10 +10,12 @@ from uuid import UUID
 import msgspec
 import psycopg
 from msgspec import UNSET, Struct, UnsetType
+from msgspec.structs import replace
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from coupon_clock.domain.errors import CouponError
+from coupon_clock.infrastructure import arrays
 from coupon_clock.infrastructure.database import DatabaseUnavailable, Pool, available, first_line
 from coupon_clock.infrastructure.server_clock import ServerClock
 
@@ -26,14 +28,14 @@ SELECT clock.now, log.originator_id, log.originator_version, log.notification_id
 
 APPEND = """
 SELECT stream_id, version, log_position
-  FROM coupon_clock_append(%b, %b::bigint[], %b::text[], %b::bytea[], %b::uuid[], %b::timestamptz[])
+  FROM coupon_clock_append(%b, %b, %b, %b, %b, %b)
 """
 
 Event = TypeVar("Event")
 Cause = Literal["command", "message", "sweep"]
 
 
-class Record(Struct, Generic[Event], frozen=True, omit_defaults=True):
+class Record(Struct, Generic[Event], frozen=True, omit_defaults=True, gc=False):
     """What is stored of an event: itself, and how it came about."""
 
     event: Event
@@ -43,7 +45,23 @@ class Record(Struct, Generic[Event], frozen=True, omit_defaults=True):
     actor: str | None = None
 
 
-class Envelope(Struct, Generic[Event], frozen=True, kw_only=True):
+class RecordFormat(Generic[Event]):
+    """Records as they are stored, in JSON. `stored_type`: the union of all event shapes ever written, as msgspec
+    tagged structs; an earlier one has an `upcast()`, which answers with a later one (docs/events.md)."""
+
+    def __init__(self, stored_type: Any) -> None:
+        self.encode = msgspec.json.Encoder().encode
+        self._decode = msgspec.json.Decoder(Record[stored_type]).decode
+
+    def decode(self, state: bytes) -> Record[Event]:
+        """Raises msgspec.MsgspecError, UnicodeDecodeError."""
+        record: Record[Any] = self._decode(state)
+        while upcast := getattr(record.event, "upcast", None):
+            record = replace(record, event=upcast())
+        return record
+
+
+class Envelope(Struct, Generic[Event], frozen=True, gc=False):
     """One event with its place: `version` in its stream from 1, `position` in the log; `recorded_at` is when it was
     decided, by PostgreSQL's clock."""
 
@@ -57,7 +75,7 @@ class Envelope(Struct, Generic[Event], frozen=True, kw_only=True):
     stream_id: UUID
 
 
-class Append(Struct, Generic[Event], frozen=True):
+class Append(Struct, Generic[Event], frozen=True, gc=False):
     """What one stream gains, directly after `expected_version`. `due_at`: UNSET leaves its alarm, None drops it."""
 
     stream_id: UUID
@@ -66,7 +84,7 @@ class Append(Struct, Generic[Event], frozen=True):
     due_at: datetime | UnsetType | None = UNSET
 
 
-class Appended(Struct, frozen=True):
+class Appended(Struct, frozen=True, gc=False):
     """The positions of the records, in their order."""
 
     positions: list[int]
@@ -99,18 +117,21 @@ class AppendRolledBack(DatabaseUnavailable):
     """PostgreSQL rolled the events back ({reason}): try again."""
 
 
-class AnswerLost(DatabaseUnavailable):
+class AnswerLost(CouponError):
     """Whether the events were stored is unknown, because the connection broke ({reason})."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 class EventStore(Generic[Event]):
-    """`event_type`: the union of all events that this log holds, as msgspec tagged structs."""
+    """`stored_type`: every event shape that this log may hold, as RecordFormat takes it."""
 
-    def __init__(self, pool: Pool, clock: ServerClock, event_type: Any) -> None:
+    def __init__(self, pool: Pool, clock: ServerClock, stored_type: Any) -> None:
         self._pool = pool
         self._clock = clock
-        self._encode = msgspec.json.Encoder().encode
-        self._decoder = msgspec.json.Decoder(Record[event_type])
+        self._format: RecordFormat[Event] = RecordFormat(stored_type)
 
     def load(self, stream_id: UUID) -> tuple[list[Envelope[Event]], datetime]:
         """The whole stream and PostgreSQL's time. Raises DatabaseUnavailable, UnreadableEvent."""
@@ -124,7 +145,7 @@ class EventStore(Generic[Event]):
         """In one round trip. One stream that cannot be read spoils no other. Raises DatabaseUnavailable."""
         started = monotonic()
         with available(), self._pool.connection() as connection:
-            rows = connection.execute(LOAD, (list(stream_ids),), prepare=True, binary=True).fetchall()
+            rows = connection.execute(LOAD, (arrays.uuids(stream_ids),), prepare=True, binary=True).fetchall()
         now: datetime = rows[0][0]
         self._clock.learn(now, started, monotonic())
         streams: dict[UUID, list[Envelope[Event]] | UnreadableEvent] = {stream_id: [] for stream_id in stream_ids}
@@ -134,38 +155,26 @@ class EventStore(Generic[Event]):
             self._extend(streams, stream_id, version, position, state)
         return Loaded(streams, now)
 
-    def learn_time(self) -> None:
+    def learn_time(self) -> datetime:
         """Reads PostgreSQL's time, as every load does. Raises DatabaseUnavailable."""
-        self.load_many([])
+        return self.load_many([]).now
 
     def append(self, appends: Sequence[Append[Event]]) -> list[Appended | Conflict]:
         """All in one transaction and one round trip, with their alarms; answers in order.
 
-        Raises DatabaseUnavailable (nothing was stored), AppendRolledBack (nothing was stored), AnswerLost.
+        Raises AppendRolledBack or another DatabaseUnavailable (nothing was stored), AnswerLost.
         """
         if not appends:
             return []
         columns = self._columns(appends)
         with available(), self._pool.connection() as connection, rolled_back_or_lost(connection):
             rows = connection.execute(APPEND, columns, prepare=True, binary=True).fetchall()
-        positions: dict[UUID, list[int]] = {}
-        versions: dict[UUID, int] = {}
-        for stream_id, version, position in rows:
-            if position is None:
-                versions[stream_id] = version
-            else:
-                positions.setdefault(stream_id, []).append(position)
-        return [
-            Appended(positions[append.stream_id])
-            if append.stream_id in positions
-            else Conflict(append.stream_id, append.expected_version, versions[append.stream_id])
-            for append in appends
-        ]
+        return answers(appends, rows)
 
     def envelope(self, stream_id: UUID, version: int, position: int, state: bytes) -> Envelope[Event]:
         """Raises UnreadableEvent."""
         try:
-            return enveloped(self._decoder.decode(state), stream_id, version, position)
+            return enveloped(self._format.decode(state), stream_id, version, position)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise UnreadableEvent(stream_id, version, position, str(error)) from error
 
@@ -185,32 +194,52 @@ class EventStore(Generic[Event]):
         except UnreadableEvent as unreadable:
             streams[stream_id] = unreadable
 
-    def _columns(self, appends: Sequence[Append[Event]]) -> tuple[list[object], ...]:
-        ids: list[object] = []
-        versions: list[object] = []
-        topics: list[object] = []
-        states: list[object] = []
-        for append in sorted(appends, key=lambda append: append.stream_id):
+    def _columns(self, appends: Sequence[Append[Event]]) -> tuple[object, ...]:
+        ids: list[UUID] = []
+        versions: list[int] = []
+        topics: list[str] = []
+        states: list[bytes] = []
+        for append in sorted(appends, key=lambda append: append.stream_id.int):
             for version, record in enumerate(append.records, append.expected_version + 1):
                 ids.append(append.stream_id)
                 versions.append(version)
                 topics.append(topic(record.event))
-                states.append(self._encode(record))
-        alarms = [append for append in appends if append.due_at is not UNSET]
-        return ids, versions, topics, states, [a.stream_id for a in alarms], [a.due_at for a in alarms]
+                states.append(self._format.encode(record))
+        alarms = [(append.stream_id, append.due_at) for append in appends if not isinstance(append.due_at, UnsetType)]
+        return (
+            arrays.uuids(ids),
+            arrays.bigints(versions),
+            arrays.texts(topics),
+            arrays.byteas(states),
+            arrays.uuids([stream_id for stream_id, _ in alarms]),
+            arrays.timestamps([due_at for _, due_at in alarms]),
+        )
 
 
 def enveloped(record: Record[Event], stream_id: UUID, version: int, position: int) -> Envelope[Event]:
     return Envelope(
-        event=record.event,
-        version=version,
-        position=position,
-        recorded_at=record.recorded_at,
-        command_id=record.command_id,
-        actor=record.actor,
-        cause=record.cause,
-        stream_id=stream_id,
+        record.event, version, position, record.recorded_at, record.command_id, record.actor, record.cause, stream_id
     )
+
+
+def answers(
+    appends: Sequence[Append[Event]], rows: Sequence[tuple[UUID, int, int | None]]
+) -> list[Appended | Conflict]:
+    """`rows`: stream, version, position of what went in, in the order of versions; of a stream left out, the version
+    that it has and no position."""
+    positions: dict[UUID, list[int]] = {}
+    actual: dict[UUID, int] = {}
+    for stream_id, version, position in rows:
+        if position is None:
+            actual[stream_id] = version
+        else:
+            positions.setdefault(stream_id, []).append(position)
+    return [
+        Conflict(append.stream_id, append.expected_version, actual[append.stream_id])
+        if append.stream_id in actual
+        else Appended(positions[append.stream_id])
+        for append in appends
+    ]
 
 
 def topic(event: object) -> str:
@@ -224,6 +253,6 @@ def rolled_back_or_lost(connection: Connection[TupleRow]) -> Iterator[None]:
     connection that lives on, means that the transaction was rolled back."""
     try:
         yield
-    except (psycopg.OperationalError, psycopg.InterfaceError, psycopg.IntegrityError) as error:
+    except (psycopg.OperationalError, psycopg.InterfaceError, psycopg.IntegrityError, psycopg.InternalError) as error:
         failure = AnswerLost if connection.closed else AppendRolledBack
         raise failure(first_line(error)) from error

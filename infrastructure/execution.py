@@ -3,19 +3,21 @@
 Knows no coupon: what is decided comes in as a Decider, so that another kind of deadline can run on the same parts.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import islice
+from time import monotonic
 from typing import Generic, Protocol, TypeVar
 from uuid import UUID
 
 from msgspec import UNSET, Struct
 
-from coupon_clock.domain.errors import CommandConflict, CouponError, OutcomeUnknown
-from coupon_clock.infrastructure.database import DatabaseUnavailable
+from coupon_clock.domain.errors import CommandConflict, CouponError, InvalidCommand, OutcomeUnknown, Problem
+from coupon_clock.infrastructure.database import DatabaseUnavailable, TimedOut
 from coupon_clock.infrastructure.event_store import (
     AnswerLost,
     Append,
+    Appended,
     AppendRolledBack,
     Cause,
     Conflict,
@@ -23,11 +25,12 @@ from coupon_clock.infrastructure.event_store import (
     EventStore,
     Record,
     UnreadableEvent,
-    enveloped,
 )
+from coupon_clock.infrastructure.schema import UnsafeLog
 
 CHUNK = 1_000
-MOST_TRIES = 20
+PATIENCE_S = 10
+"""How long one call goes on deciding again what others overtook, and halving what times out."""
 
 
 class AnyCommand(Protocol):
@@ -56,13 +59,17 @@ class Decider(Struct, Generic[State, Command, Event], frozen=True):
     due_at: Callable[[State], datetime | None]
 
 
-class Outcome(Struct, Generic[Event], frozen=True):
+class Outcome(Struct, Generic[Event], frozen=True, gc=False):
     """`events`: those of this command, none when it was already so; `version` and `position` after them."""
 
     template_id: UUID
     version: int
     position: int
     events: tuple[Event, ...]
+
+
+class Overtaken(CommandConflict):
+    """Command {command_id} on template {template_id} was overtaken by others again and again: send it again."""
 
 
 class Execution(Generic[State, Command, Event]):
@@ -79,8 +86,8 @@ class Execution(Generic[State, Command, Event]):
         self._appended = appended
 
     def execute(self, command: Command, cause: Cause = "command") -> Outcome[Event]:
-        """Raises a CouponError: the decider's own, CommandConflict, OutcomeUnknown, DatabaseUnavailable."""
-        (outcome,) = self._chunk([command], cause)
+        """Raises a CouponError: the decider's own, CommandConflict, OutcomeUnknown, DatabaseUnavailable, UnsafeLog."""
+        (outcome,) = self.execute_many([command], cause)
         if isinstance(outcome, CouponError):
             raise outcome
         return outcome
@@ -89,76 +96,106 @@ class Execution(Generic[State, Command, Event]):
         self, commands: Sequence[Command], cause: Cause = "command"
     ) -> "list[Outcome[Event] | CouponError]":
         """Outcomes in order; one command that fails spoils no other. Commands of one stream are decided in turn."""
-        return [outcome for chunk in chunks(commands) for outcome in self._chunk(chunk, cause)]
+        attempt = Attempt(self._store, self._decider, self._appended, cause)
+        addressed = [command for command in commands if has_address(command)]
+        outcomes = iter([outcome for chunk in chunks(addressed) for outcome in attempt.outcomes(chunk)])
+        return [next(outcomes) if has_address(command) else without_address(command) for command in commands]
 
-    def _chunk(self, commands: Sequence[Command], cause: Cause) -> "list[Outcome[Event] | CouponError]":
-        """As one append; what conflicts with others is decided again, alone; what times out is halved."""
-        for _ in range(MOST_TRIES):
-            try:
-                drafts = self._draft(commands, cause)
-                conflicts = self._append(drafts)
-            except AnswerLost:
-                return [OutcomeUnknown(command.command_id) for command in commands]
-            except AppendRolledBack as rolled_back:
-                return self._halves(commands, cause) or [rolled_back]
-            except DatabaseUnavailable as unavailable:
-                return [unavailable for _ in commands]
-            outcomes = [drafts[command.template_id].outcome(n) for n, command in enumerate(commands)]
-            if not conflicts:
-                return outcomes
-            if len(drafts) > 1:
-                return self._decide_again(commands, outcomes, conflicts, cause)
-        reason = "other commands kept coming first: send it again"
-        return [CommandConflict(command.command_id, command.template_id, reason) for command in commands]
 
-    def _draft(self, commands: Sequence[Command], cause: Cause) -> "dict[UUID, Draft[State, Command, Event]]":
+class Attempt(Generic[State, Command, Event]):
+    """One call's way to its outcomes, with an end to its patience."""
+
+    def __init__(
+        self,
+        store: EventStore[Event],
+        decider: Decider[State, Command, Event],
+        appended: Callable[[datetime | None], None],
+        cause: Cause,
+    ) -> None:
+        self._store = store
+        self._decider = decider
+        self._appended = appended
+        self._cause = cause
+        self._give_up_at = monotonic() + PATIENCE_S
+
+    def outcomes(self, commands: Sequence[Command]) -> "list[Outcome[Event] | CouponError]":
+        """As one append; streams that others overtook are decided again, without the rest."""
+        outcomes = self._tried(commands)
+        while overtaken := [n for n, outcome in enumerate(outcomes) if isinstance(outcome, Overtaken)]:
+            if not self._is_patient():
+                break
+            again = self._tried([commands[n] for n in overtaken])
+            for number, outcome in zip(overtaken, again, strict=True):
+                outcomes[number] = outcome
+        return outcomes
+
+    def _tried(self, commands: Sequence[Command]) -> "list[Outcome[Event] | CouponError]":
+        try:
+            drafts = self._drafts(commands)
+            self._append([draft for draft in drafts.values() if draft.records])
+        except (AppendRolledBack, TimedOut) as rolled_back:
+            return self._halved(commands, rolled_back)
+        except (DatabaseUnavailable, UnsafeLog) as unavailable:
+            return [unavailable for _ in commands]
+        return [drafts[command.template_id].outcome(n, command) for n, command in enumerate(commands)]
+
+    def _drafts(self, commands: Sequence[Command]) -> "Mapping[UUID, Draft[State, Command, Event]]":
         loaded = self._store.load_many(list({command.template_id: None for command in commands}))
         drafts = {
-            stream_id: Draft(self._decider, stream_id, stream, loaded.now, cause)
+            stream_id: Draft(self._decider, stream_id, stream, loaded.now, self._cause)
             for stream_id, stream in loaded.streams.items()
         }
         for number, command in enumerate(commands):
             drafts[command.template_id].take(number, command)
         return drafts
 
-    def _append(self, drafts: "dict[UUID, Draft[State, Command, Event]]") -> set[UUID]:
-        """Answers with the streams that conflicted."""
-        gaining = [draft for draft in drafts.values() if draft.records]
-        appends = [draft.append() for draft in gaining]
-        conflicts: set[UUID] = set()
-        for draft, answer in zip(gaining, self._store.append(appends), strict=True):
-            if isinstance(answer, Conflict):
-                conflicts.add(draft.stream_id)
-            else:
-                draft.place(answer.positions)
-        if len(conflicts) < len(appends):
-            due_ats = [append.due_at for append in appends if isinstance(append.due_at, datetime)]
+    def _append(self, drafts: "Sequence[Draft[State, Command, Event]]") -> None:
+        appends = [draft.append() for draft in drafts]
+        answers = self._answers(appends)
+        for draft, answer in zip(drafts, answers, strict=True):
+            draft.answer = answer
+        stored = [append for append, answer in zip(appends, answers, strict=True) if isinstance(answer, Appended)]
+        if stored:
+            due_ats = [append.due_at for append in stored if isinstance(append.due_at, datetime)]
             self._appended(min(due_ats, default=None))
-        return conflicts
 
-    def _decide_again(
-        self,
-        commands: Sequence[Command],
-        outcomes: "list[Outcome[Event] | CouponError]",
-        conflicts: set[UUID],
-        cause: Cause,
-    ) -> "list[Outcome[Event] | CouponError]":
-        for stream_id in conflicts:
-            numbers = [n for n, command in enumerate(commands) if command.template_id == stream_id]
-            again = self._chunk([commands[n] for n in numbers], cause)
-            for number, outcome in zip(numbers, again, strict=True):
-                outcomes[number] = outcome
-        return outcomes
+    def _answers(self, appends: Sequence[Append[Event]]) -> Sequence[Appended | Conflict | AnswerLost]:
+        try:
+            return self._store.append(appends)
+        except AnswerLost as lost:
+            return [lost for _ in appends]
 
-    def _halves(self, commands: Sequence[Command], cause: Cause) -> "list[Outcome[Event] | CouponError]":
-        if len(commands) == 1:
-            return []
+    def _halved(self, commands: Sequence[Command], why: CouponError) -> "list[Outcome[Event] | CouponError]":
+        """Each half by itself, until the culprit is alone."""
+        if len(commands) == 1 or not self._is_patient():
+            return [why for _ in commands]
         middle = len(commands) // 2
-        return [*self._chunk(commands[:middle], cause), *self._chunk(commands[middle:], cause)]
+        return [*self._tried(commands[:middle]), *self._tried(commands[middle:])]
+
+    def _is_patient(self) -> bool:
+        return monotonic() < self._give_up_at
 
 
 class Draft(Generic[State, Command, Event]):
-    """One stream, with what a chunk's commands add to it, each decided on the state that the former left."""
+    """One stream, with what a chunk's commands add to it, each decided on the state that the former left.
+
+    `answer`: what came of appending `records`, if there were any.
+    """
+
+    __slots__ = (
+        "_cause",
+        "_decider",
+        "_envelopes",
+        "_loaded",
+        "_loaded_version",
+        "_now",
+        "_state",
+        "_stream_id",
+        "_taken",
+        "_unreadable",
+        "answer",
+        "records",
+    )
 
     def __init__(
         self,
@@ -168,52 +205,44 @@ class Draft(Generic[State, Command, Event]):
         now: datetime,
         cause: Cause,
     ) -> None:
-        self.stream_id = stream_id
         self.records: list[Record[Event]] = []
+        self.answer: Appended | Conflict | AnswerLost | None = None
         self._decider = decider
+        self._stream_id = stream_id
         self._unreadable = stream if isinstance(stream, UnreadableEvent) else None
         self._envelopes = [] if isinstance(stream, UnreadableEvent) else stream
-        self._loaded_version = len(self._envelopes)
+        self._loaded_version = self._envelopes[-1].version if self._envelopes else 0
         self._now = now
         self._cause: Cause = cause
-        self._state: State | None = None
+        self._loaded: State | None = None
         for envelope in self._envelopes:
-            self._state = decider.evolve(self._state, envelope.event)
-        self._loaded_due_at = self._due_at()
-        self._taken: dict[int, CouponError | Taken] = {}
+            self._loaded = decider.evolve(self._loaded, envelope.event)
+        self._state = self._loaded
+        self._taken: dict[int, Taken[Event] | CouponError] = {}
 
     def take(self, number: int, command: Command) -> None:
-        """Decides the command; `outcome(number)` tells how it went, once the append is done."""
+        """Decides the command; `outcome(number, …)` tells how it went, once the append is done."""
         try:
             self._taken[number] = self._decided(command)
         except CouponError as refusal:
             self._taken[number] = refusal
 
     def append(self) -> Append[Event]:
-        due_at = self._due_at()
-        return Append(
-            self.stream_id,
-            self._loaded_version,
-            self.records,
-            UNSET if due_at == self._loaded_due_at else due_at,
-        )
+        due_at = self._due_at(self._state)
+        changed = due_at != self._due_at(self._loaded)
+        return Append(self._stream_id, self._loaded_version, self.records, due_at if changed else UNSET)
 
-    def place(self, positions: list[int]) -> None:
-        """The records are stored: they become envelopes with their positions."""
-        for position, record in zip(positions, self.records, strict=True):
-            self._envelopes.append(enveloped(record, self.stream_id, len(self._envelopes) + 1, position))
-
-    def outcome(self, number: int) -> "Outcome[Event] | CouponError":
+    def outcome(self, number: int, command: Command) -> "Outcome[Event] | CouponError":
+        if isinstance(self.answer, Conflict):
+            return Overtaken(command.command_id, self._stream_id, "other commands kept coming first")
+        if isinstance(self.answer, AnswerLost):
+            return OutcomeUnknown(command.command_id)
         taken = self._taken[number]
         if isinstance(taken, CouponError):
             return taken
-        if taken.version > len(self._envelopes):
-            return CommandConflict(taken.command_id, self.stream_id, "another append came first")
-        own = self._envelopes[taken.version - taken.count : taken.version]
-        last = self._envelopes[taken.version - 1]
-        return Outcome(self.stream_id, taken.version, last.position, tuple(envelope.event for envelope in own))
+        return Outcome(self._stream_id, taken.version, self._position(taken.version), taken.events)
 
-    def _decided(self, command: Command) -> "Taken":
+    def _decided(self, command: Command) -> "Taken[Event]":
         if self._unreadable is not None:
             raise self._unreadable
         self._decider.admit(self._state, command)
@@ -228,7 +257,7 @@ class Draft(Generic[State, Command, Event]):
         for event in events:
             self.records.append(Record(event, self._now, command.command_id, self._cause, command.actor))
             self._state = self._decider.evolve(self._state, event)
-        return Taken(command.command_id, version + len(events), len(events))
+        return Taken(version + len(events), tuple(events))
 
     def _recorded_under(self, command_id: UUID) -> Iterator[tuple[int, Event]]:
         """Version and event of all that a command led to, stored or in this draft."""
@@ -239,21 +268,36 @@ class Draft(Generic[State, Command, Event]):
             if record.command_id == command_id:
                 yield version, record.event
 
-    def _repeated(self, command: Command, earlier: list[tuple[int, Event]]) -> "Taken":
-        if not self._decider.has_content_of([event for _, event in earlier], command):
+    def _repeated(self, command: Command, earlier: list[tuple[int, Event]]) -> "Taken[Event]":
+        events = tuple(event for _, event in earlier)
+        if not self._decider.has_content_of(events, command):
             raise CommandConflict(command.command_id, command.template_id, "the id was used for another command")
-        return Taken(command.command_id, earlier[-1][0], len(earlier))
+        return Taken(earlier[-1][0], events)
 
-    def _due_at(self) -> datetime | None:
-        return None if self._state is None else self._decider.due_at(self._state)
+    def _due_at(self, state: State | None) -> datetime | None:
+        return None if state is None else self._decider.due_at(state)
+
+    def _position(self, version: int) -> int:
+        if version > self._loaded_version:
+            assert isinstance(self.answer, Appended)
+            return self.answer.positions[version - self._loaded_version - 1]
+        return next((e.position for e in reversed(self._envelopes) if e.version == version), 0)
 
 
-class Taken(Struct, frozen=True):
-    """A decided command: `version` after its `count` events."""
+class Taken(Struct, Generic[Event], frozen=True, gc=False):
+    """A decided command: the stream's `version` after its `events`."""
 
-    command_id: UUID
     version: int
-    count: int
+    events: tuple[Event, ...]
+
+
+def has_address(command: AnyCommand) -> bool:
+    """Streams are loaded before anything is decided: one id of another type would spoil the whole chunk."""
+    return isinstance(command.template_id, UUID)
+
+
+def without_address(command: AnyCommand) -> InvalidCommand:
+    return InvalidCommand([Problem("template_id", command.template_id, "must be a UUID")])
 
 
 def chunks(commands: Sequence[Command]) -> Iterator[list[Command]]:

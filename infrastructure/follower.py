@@ -6,8 +6,9 @@ No writer ever waits for a reader.
 """
 
 from collections.abc import Callable
-from time import monotonic
-from typing import Generic, NamedTuple
+from datetime import datetime
+from time import monotonic, sleep
+from typing import Generic, Literal, NamedTuple
 from uuid import UUID, uuid4
 
 from msgspec import Struct
@@ -17,8 +18,8 @@ from psycopg.rows import TupleRow
 from coupon_clock.domain.errors import CouponError
 from coupon_clock.infrastructure import telemetry
 from coupon_clock.infrastructure.database import Pool, available
-from coupon_clock.infrastructure.event_store import Envelope, Event, EventStore
-from coupon_clock.infrastructure.loop import Counts
+from coupon_clock.infrastructure.event_store import Envelope, Event, EventStore, UnreadableEvent
+from coupon_clock.infrastructure.loop import Counts, Wait
 from coupon_clock.infrastructure.schema import one
 
 PAGE = """
@@ -90,11 +91,12 @@ class LogReader:
         prefix = contiguous(rows, self.position)
         if prefix or not rows:
             return self._pass(prefix)
-        self._gap = Gap(rows[-1].position, self._writers(), monotonic())
+        # Noted after the page was read: whoever drew a number below its end and is not noted was done by then.
+        self._gap = Gap(rows[-1].position, writers(self._pool), monotonic())
         return self._across(self._gap)
 
     def _across(self, gap: Gap) -> Page:
-        gap.writers &= self._writers()
+        gap.writers = still_writing(gap.writers, writers(self._pool))
         if gap.writers:
             return Page([], monotonic() - gap.noticed_at)
         rows = self._select(RANGE, self.position, gap.page_end)
@@ -111,17 +113,6 @@ class LogReader:
             cursor = connection.execute(statement, parameters, prepare=True, binary=True)
             return [Row(*row) for row in cursor]
 
-    def _writers(self) -> frozenset[str]:
-        with available(), self._pool.connection() as connection:
-            return frozenset(writer for (writer,) in connection.execute(WRITERS, prepare=True))
-
-
-def end_of_log(pool: Pool) -> int:
-    """The highest position stored so far, 0 in an empty log."""
-    with available(), pool.connection() as connection:
-        (position,) = one(connection, "SELECT coalesce(max(notification_id), 0) FROM coupon_template_events")
-        return int(position)
-
 
 def contiguous(rows: list[Row], position: int) -> list[Row]:
     """The rows that follow `position` without a gap."""
@@ -130,10 +121,38 @@ def contiguous(rows: list[Row], position: int) -> list[Row]:
     return [row for offset, row in enumerate(rows, 1) if row.position == position + offset]
 
 
+def writers(pool: Pool) -> frozenset[str]:
+    """The transactions that may hold positions which nobody can see yet."""
+    with available(), pool.connection() as connection:
+        return frozenset(writer for (writer,) in connection.execute(WRITERS, prepare=True))
+
+
+def still_writing(noted: frozenset[str], now: frozenset[str]) -> frozenset[str]:
+    """Prepared transactions lose their old name when the server restarts, so one of those (-1/…) may be any of them."""
+    return frozenset(writer for writer in now if writer in noted or writer.startswith("-1/"))
+
+
+def end_of_log(pool: Pool) -> int:
+    """The highest position stored so far, 0 in an empty log. Lower ones may still come."""
+    with available(), pool.connection() as connection:
+        (position,) = one(connection, "SELECT coalesce(max(notification_id), 0) FROM coupon_template_events")
+        return int(position)
+
+
+def settled_end_of_log(pool: Pool) -> int:
+    """The same, once no lower one can come any more: it waits for the writers that are under way."""
+    position = end_of_log(pool)
+    noted = writers(pool)
+    while noted := still_writing(noted, writers(pool)):
+        sleep(SHORTEST_PAUSE_S)
+    return position
+
+
 # ── durable checkpoints ──────────────────────────────────────────────────────────────────────────
 
 LEASE_S = 15
 RENEW_AFTER_S = 5
+SHORTEST_PAUSE_S = 0.002
 
 START = "INSERT INTO checkpoint (name, position) VALUES (%s, %s) ON CONFLICT DO NOTHING"
 
@@ -145,13 +164,15 @@ UPDATE checkpoint
 RETURNING position, build, fold_version
 """
 
+# Not only by the holder of the lease: two processes with handlers slower than a lease would stop each other for ever.
 ADVANCE = """
 UPDATE checkpoint
-   SET position = %(to)s, leased_until = clock_timestamp() + make_interval(secs => %(seconds)s)
+   SET position = %(to)s, leased_by = %(me)s, leased_until = clock_timestamp() + make_interval(secs => %(seconds)s)
  WHERE name = %(name)s
    AND (position, build, fold_version) = (%(position)s, %(build)s, %(fold_version)s)
-   AND leased_by = %(me)s
 """
+
+END = "SELECT coalesce(max(notification_id), 0), coupon_clock_now() FROM coupon_template_events"
 
 RELEASE = "UPDATE checkpoint SET leased_by = NULL, leased_until = NULL WHERE name = %s AND leased_by = %s"
 
@@ -180,8 +201,20 @@ class Batch(NamedTuple, Generic[Event]):
     advance: Callable[[Connection[TupleRow]], None]
 
 
+class Lag(NamedTuple):
+    """`events`: positions between a follower and the end of the log; `seconds`: the age of the last one it took in,
+    0 when caught up; `blocked_for`: seconds that it has stood at an undecided gap, or None."""
+
+    events: int = 0
+    seconds: float = 0.0
+    blocked_for: float | None = None
+
+
 class Follower(Generic[Event]):
-    """Delivers the log in batches, one active process a name. `deliver` must see to it that `advance` is called."""
+    """Delivers the log in batches, one active process a name. `deliver` must see to it that `advance` is called.
+
+    `start`: the position after which it begins the first time; "now": after all that is stored or under way.
+    """
 
     def __init__(
         self,
@@ -190,7 +223,7 @@ class Follower(Generic[Event]):
         name: str,
         deliver: Callable[[Batch[Event]], None],
         batch: int = 500,
-        start: int = 0,
+        start: int | Literal["now"] = 0,
     ) -> None:
         self._pool = pool
         self._store = store
@@ -199,9 +232,11 @@ class Follower(Generic[Event]):
         self._batch = batch
         self._start = start
         self.identity = uuid4()
+        self.lag = Lag()
         self._checkpoint: Checkpoint | None = None
-        self._reader = LogReader(pool, start)
+        self._reader = LogReader(pool, 0)
         self._renewed_at = float("-inf")
+        self._pause = 0.0
 
     def run_once(self) -> Counts:
         """One batch; nothing while another process follows under this name, or a gap is undecided.
@@ -211,11 +246,11 @@ class Follower(Generic[Event]):
         if not self._lease():
             return Counts()
         page = self._reader.page(self._batch)
-        telemetry.GAP_AGE.labels(self._name).set(page.blocked_for or 0)
         if not page.rows:
+            self._tell_lag(None, page.blocked_for)
             return Counts()
         try:
-            envelopes = [self._store.envelope(r.stream_id, r.version, r.position, r.state) for r in page.rows]
+            envelopes = self._readable(page.rows)
             self._deliver(Batch(envelopes, self._advance))
         except BaseException:
             self._forget()
@@ -223,6 +258,8 @@ class Follower(Generic[Event]):
         assert self._checkpoint is not None
         self._checkpoint = self._checkpoint._replace(position=self._reader.position)
         self._renewed_at = monotonic()
+        self._pause = 0.0
+        self._tell_lag(envelopes[-1].recorded_at if len(page.rows) == self._batch else None, None)
         return Counts(followed=len(envelopes))
 
     def release(self) -> None:
@@ -231,18 +268,54 @@ class Follower(Generic[Event]):
         with available(), self._pool.connection() as connection:
             connection.execute(RELEASE, (self._name, self.identity))
 
+    def paced(self, wait: Wait) -> Wait:
+        """For the loop: short pauses first, longer ones the longer nothing comes, up to what the loop asks for. Events
+        of other processes ring no bell here, and most gaps are settled within milliseconds."""
+
+        def paced_wait(seconds: float) -> None:
+            self._pause = min(seconds, max(2 * self._pause, SHORTEST_PAUSE_S))
+            wait(self._pause)
+
+        return paced_wait
+
     def _lease(self) -> bool:
         if self._checkpoint is not None and monotonic() - self._renewed_at < RENEW_AFTER_S:
             return True
-        with available(), self._pool.connection() as connection:
-            connection.execute(START, (self._name, self._start))
-            row = connection.execute(LEASE, {"name": self._name, "me": self.identity, "seconds": LEASE_S}).fetchone()
-        leased = Checkpoint(*row) if row else None
-        if leased is None or leased != self._checkpoint:
-            self._reader = LogReader(self._pool, leased.position if leased else self._start)
+        leased = self._leased() or (self._leased() if self._begin() else None)
+        if leased is not None and leased != self._checkpoint:
+            self._reader = LogReader(self._pool, leased.position)
         self._checkpoint = leased
         self._renewed_at = monotonic()
         return leased is not None
+
+    def _leased(self) -> Checkpoint | None:
+        """None while another process holds the lease, and the first time."""
+        with available(), self._pool.connection() as connection:
+            parameters = {"name": self._name, "me": self.identity, "seconds": LEASE_S}
+            row = connection.execute(LEASE, parameters).fetchone()
+        return Checkpoint(*row) if row else None
+
+    def _begin(self) -> bool:
+        """Makes the checkpoint, unless there is one."""
+        with available(), self._pool.connection() as connection:
+            if connection.execute("SELECT FROM checkpoint WHERE name = %s", (self._name,)).fetchone() is not None:
+                return False
+        first = settled_end_of_log(self._pool) if self._start == "now" else self._start
+        with available(), self._pool.connection() as connection:
+            return connection.execute(START, (self._name, first)).rowcount == 1
+
+    def _readable(self, rows: list[Row]) -> list[Envelope[Event]]:
+        """As far as this code can read, so that what comes before an unreadable event is not held up by it."""
+        envelopes: list[Envelope[Event]] = []
+        for row in rows:
+            try:
+                envelopes.append(self._store.envelope(row.stream_id, row.version, row.position, row.state))
+            except UnreadableEvent:
+                if not envelopes:
+                    raise
+                self._reader = LogReader(self._pool, envelopes[-1].position)
+                break
+        return envelopes
 
     def _advance(self, connection: Connection[TupleRow]) -> None:
         assert self._checkpoint is not None
@@ -254,6 +327,19 @@ class Follower(Generic[Event]):
         }
         if connection.execute(ADVANCE, parameters, prepare=True).rowcount != 1:
             raise CheckpointLost(self._name)
+
+    def _tell_lag(self, last_recorded_at: datetime | None, blocked_for: float | None) -> None:
+        """`last_recorded_at`: of a batch that was full, so that more may follow. Only then is the log asked."""
+        self.lag = Lag()
+        if last_recorded_at is not None or blocked_for is not None:
+            with available(), self._pool.connection() as connection:
+                (end, now) = one(connection, END)
+            seconds = (now - last_recorded_at).total_seconds() if last_recorded_at else blocked_for or 0.0
+            events = end - self._reader.position
+            self.lag = Lag(events, seconds if events else 0.0, blocked_for)
+        telemetry.LAG.labels(self._name).set(self.lag.events)
+        telemetry.LAG_SECONDS.labels(self._name).set(self.lag.seconds)
+        telemetry.GAP_AGE.labels(self._name).set(blocked_for or 0)
 
     def _forget(self) -> None:
         """The next batch begins at the stored checkpoint."""

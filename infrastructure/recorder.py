@@ -4,14 +4,24 @@ Differs from the library's own PostgreSQL recorder in how it inserts (no table l
 insert whose answer was lost) and in that followers read through follower.py, which never steps over an event.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from threading import Event
 from typing import Any
 from uuid import UUID
 
-from eventsourcing.persistence import ApplicationRecorder, IntegrityError, Notification, StoredEvent, Subscription
+import psycopg
+from eventsourcing.persistence import (
+    ApplicationRecorder,
+    IntegrityError,
+    Notification,
+    OperationalError,
+    PersistenceError,
+    StoredEvent,
+    Subscription,
+)
 
-from coupon_clock.infrastructure.database import Pool, available
+from coupon_clock.infrastructure.database import DatabaseUnavailable, Pool, available
 from coupon_clock.infrastructure.follower import LogReader
 
 INSERT = """
@@ -43,6 +53,7 @@ SELECT originator_id, originator_version, topic, state, notification_id
 """
 
 POLL_S = 0.05
+PAGE = 500
 
 
 class EventLogRecorder(ApplicationRecorder):
@@ -50,11 +61,12 @@ class EventLogRecorder(ApplicationRecorder):
         self._pool = pool
 
     def insert_events(self, stored_events: Sequence[StoredEvent], **kwargs: Any) -> Sequence[int]:
-        """All or nothing; positions in the order given. Raises IntegrityError when a version exists already."""
+        """All or nothing; positions in the order given. Raises IntegrityError when a version exists already, and
+        OperationalError when it is unknown whether they were stored, or certain that they were not."""
         columns = [(e.originator_id, e.originator_version, e.topic, e.state) for e in stored_events]
         if not columns:
             return []
-        with self._pool.connection() as connection, connection.transaction():
+        with in_the_librarys_words(), self._pool.connection() as connection, connection.transaction():
             rows = connection.execute(INSERT, [list(c) for c in zip(*columns, strict=True)], prepare=True).fetchall()
             if len(rows) < len(columns):
                 raise IntegrityError(f"{len(columns) - len(rows)} of {len(columns)} events exist already")
@@ -69,7 +81,7 @@ class EventLogRecorder(ApplicationRecorder):
         desc: bool = False,
         limit: int | None = None,
     ) -> Sequence[StoredEvent]:
-        with available(), self._pool.connection() as connection:
+        with in_the_librarys_words(), self._pool.connection() as connection:
             rows = connection.execute(
                 SELECT_EVENTS, {"id": originator_id, "gt": gt, "lte": lte}, prepare=True, binary=True
             ).fetchall()
@@ -86,7 +98,7 @@ class EventLogRecorder(ApplicationRecorder):
         inclusive_of_start: bool = True,
     ) -> Sequence[Notification]:
         first = (start or 0) + (0 if inclusive_of_start or start is None else 1)
-        with available(), self._pool.connection() as connection:
+        with in_the_librarys_words(), self._pool.connection() as connection:
             rows = connection.execute(
                 SELECT_NOTIFICATIONS,
                 {"first": first, "stop": stop, "topics": list(topics) or None, "limit": limit},
@@ -96,7 +108,7 @@ class EventLogRecorder(ApplicationRecorder):
         return [Notification(*row) for row in rows]
 
     def max_notification_id(self) -> int | None:
-        with available(), self._pool.connection() as connection:
+        with in_the_librarys_words(), self._pool.connection() as connection:
             row = connection.execute("SELECT max(notification_id) FROM coupon_template_events").fetchone()
         return row[0] if row else None
 
@@ -121,7 +133,8 @@ class PollingSubscription(Subscription[EventLogRecorder]):
         while not self._pending:
             if self._stopped.is_set():
                 raise StopIteration
-            page = self._reader.page(500)
+            with in_the_librarys_words():
+                page = self._reader.page(PAGE)
             wanted = [row for row in page.rows if not self._topics or row.topic in self._topics]
             self._pending = [Notification(r.stream_id, r.version, r.topic, r.state, r.position) for r in wanted]
             if not page.rows:
@@ -129,3 +142,17 @@ class PollingSubscription(Subscription[EventLogRecorder]):
         if self._stopped.is_set():
             raise StopIteration
         return self._pending.pop(0)
+
+
+@contextmanager
+def in_the_librarys_words() -> Iterator[None]:
+    """Its users catch its own errors."""
+    try:
+        with available():
+            yield
+    except DatabaseUnavailable as error:
+        raise OperationalError(str(error)) from error
+    except psycopg.IntegrityError as error:
+        raise IntegrityError(str(error)) from error
+    except psycopg.Error as error:
+        raise PersistenceError(str(error)) from error

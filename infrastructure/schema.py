@@ -1,20 +1,22 @@
-"""The tables, as numbered migrations, and the checks that keep a log whole."""
+"""The tables, as numbered migrations, and the checks that keep a log whole (docs/event-log.md)."""
 
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from coupon_clock.domain.errors import CouponError
-from coupon_clock.infrastructure.database import OLDEST_POSTGRESQL
 
+OLDEST_POSTGRESQL = 150_000
+
+# Positions are GENERATED ALWAYS: one drawn before the statement that uses it would be held by nobody (LOCK_TRIGGER).
 LOG = """
 CREATE FUNCTION coupon_clock_now() RETURNS timestamptz LANGUAGE sql VOLATILE AS 'SELECT clock_timestamp()';
 
 CREATE TABLE coupon_template_events (
-    originator_id      uuid      NOT NULL,
-    originator_version bigint    NOT NULL,
-    topic              text      NOT NULL,
-    state              bytea     NOT NULL,
-    notification_id    bigserial NOT NULL,
+    originator_id      uuid   NOT NULL,
+    originator_version bigint NOT NULL,
+    topic              text   NOT NULL,
+    state              bytea  NOT NULL,
+    notification_id    bigint NOT NULL GENERATED ALWAYS AS IDENTITY,
     PRIMARY KEY (originator_id, originator_version)
 );
 CREATE UNIQUE INDEX coupon_template_events_notification_id_idx ON coupon_template_events (notification_id ASC);
@@ -37,6 +39,11 @@ CREATE TABLE checkpoint (
     leased_until timestamptz
 );
 
+CREATE TABLE cluster (
+    only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+    place    text NOT NULL
+);
+
 CREATE TABLE rejected_message (
     id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     message_id  text        NOT NULL,
@@ -49,13 +56,17 @@ CREATE TABLE rejected_message (
 # Fires before positions are drawn, for every writer, ours or not: whoever has a position holds the shared lock until
 # its rows are visible or gone, which is what followers wait for (follower.py). It bounds that transaction, because
 # followers stand still for it, and refuses to acknowledge a commit that a crash could take back.
+# The bounds are the trigger's arguments: longest pause inside the transaction, longest transaction (PostgreSQL 17 on).
+# A writer that set itself a shorter one keeps it.
 LOCK_TRIGGER = """
 CREATE FUNCTION coupon_clock_announce_writer() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM pg_advisory_xact_lock_shared(1129271116, TG_RELID::int4);
-    PERFORM set_config('idle_in_transaction_session_timeout', '30s', true);
-    IF current_setting('server_version_num')::int >= 170000 THEN
-        PERFORM set_config('transaction_timeout', '60s', true);
+    IF NOT current_setting('idle_in_transaction_session_timeout')::interval BETWEEN '1ms' AND TG_ARGV[0]::interval THEN
+        PERFORM set_config('idle_in_transaction_session_timeout', TG_ARGV[0], true);
+    END IF;
+    IF NOT current_setting('transaction_timeout', true)::interval BETWEEN '1ms' AND TG_ARGV[1]::interval THEN
+        PERFORM set_config('transaction_timeout', TG_ARGV[1], true);
     END IF;
     IF current_setting('synchronous_commit') = 'off' THEN
         PERFORM set_config('synchronous_commit', 'on', true);
@@ -63,7 +74,7 @@ BEGIN
     RETURN NULL;
 END $$;
 CREATE TRIGGER announce_writer BEFORE INSERT ON coupon_template_events
-    FOR EACH STATEMENT EXECUTE FUNCTION coupon_clock_announce_writer();
+    FOR EACH STATEMENT EXECUTE FUNCTION coupon_clock_announce_writer('30s', '60s');
 """
 
 APPEND_ONLY = """
@@ -79,6 +90,7 @@ CREATE TRIGGER refuse_change BEFORE UPDATE OR DELETE OR TRUNCATE ON coupon_templ
 # First each stream's lowest version, and only directly after the one before it; those that got in change their alarms
 # and bring the rest, where a conflict rolls all back. Streams left out come back with position null and the version
 # they have. Rows are inserted in the order of their ids, so that two batches never wait for each other in a circle.
+# The look for the version before is a scalar subquery, because PostgreSQL may answer an EXISTS by hashing the table.
 APPEND = """
 CREATE FUNCTION coupon_clock_append(
     ids uuid[], versions bigint[], topics text[], states bytea[], alarm_ids uuid[], alarm_due_ats timestamptz[]
@@ -95,8 +107,9 @@ BEGIN
                   FROM unnest(ids, versions, topics, states) AS given (id, version, topic, state)
                  ORDER BY given.id, given.version) AS first
          WHERE first.version = 1
-            OR EXISTS (SELECT FROM coupon_template_events AS previous
-                        WHERE previous.originator_id = first.id AND previous.originator_version = first.version - 1)
+            OR (SELECT true
+                  FROM coupon_template_events AS previous
+                 WHERE previous.originator_id = first.id AND previous.originator_version = first.version - 1)
          ORDER BY first.id
             ON CONFLICT (originator_id, originator_version) DO NOTHING
         RETURNING log.originator_id, log.originator_version, log.notification_id
@@ -167,7 +180,11 @@ class UnsafeLog(CouponError):
 
 
 def migrate(connection: Connection[TupleRow]) -> list[int]:
-    """Brings the schema up to date and answers with the numbers applied. Safe when several processes start at once."""
+    """Brings the schema up to date and answers with the numbers applied. Safe when several processes start at once.
+
+    Raises SchemaTooNew, UnsafeLog.
+    """
+    refuse_unsafe_server(connection)
     (schema,) = one(connection, "SELECT current_setting('search_path')")
     with connection.transaction():
         connection.execute("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0")
@@ -191,7 +208,14 @@ def check(connection: Connection[TupleRow]) -> None:
     found = applied(connection) if exists else 0
     if found != len(MIGRATIONS):
         raise (SchemaMissing if found < len(MIGRATIONS) else SchemaTooNew)(schema, found, len(MIGRATIONS))
-    refuse_unsafe_sequence(connection)
+    refuse_unsafe_log(connection)
+
+
+def refuse_unsafe(connection: Connection[TupleRow]) -> None:
+    """For each new connection: it may lead to another server than the last one. Raises UnsafeLog."""
+    refuse_unsafe_server(connection)
+    if one(connection, "SELECT to_regclass('coupon_template_events') IS NOT NULL")[0]:
+        refuse_unsafe_log(connection)
 
 
 def applied(connection: Connection[TupleRow]) -> int:
@@ -207,6 +231,31 @@ def refuse_unsafe_server(connection: Connection[TupleRow]) -> None:
         raise UnsafeLog("the server is a standby: connect to the primary")
 
 
+def refuse_unsafe_log(connection: Connection[TupleRow]) -> None:
+    refuse_sleeping_triggers(connection)
+    refuse_unsafe_sequence(connection)
+    refuse_checkpoint_beyond_log(connection)
+
+
+def refuse_sleeping_triggers(connection: Connection[TupleRow]) -> None:
+    """A restore can leave them out or disabled: then nobody announces writers, and followers skip events."""
+    (awake,) = one(
+        connection,
+        """
+        SELECT count(*)
+          FROM pg_trigger
+         WHERE tgrelid = to_regclass('coupon_template_events')
+           AND tgname IN ('announce_writer', 'refuse_change')
+           AND tgenabled IN ('O', 'A')
+        """,
+    )
+    if awake != 2:
+        raise UnsafeLog(
+            "the log's triggers are missing or disabled: ALTER TABLE coupon_template_events ENABLE TRIGGER ALL, "
+            "or restore them from the dump"
+        )
+
+
 def refuse_unsafe_sequence(connection: Connection[TupleRow]) -> None:
     """A cached or lagging sequence hands out positions below ones that followers have passed."""
     sequence = "coupon_template_events_notification_id_seq"
@@ -220,6 +269,53 @@ def refuse_unsafe_sequence(connection: Connection[TupleRow]) -> None:
         raise UnsafeLog(
             f"the sequence {sequence} is at {last}, its table at {highest}: SELECT setval('{sequence}', {highest})"
         )
+
+
+def refuse_checkpoint_beyond_log(connection: Connection[TupleRow]) -> None:
+    """What such a follower took in is in the log no more, and it would skip what takes those positions next."""
+    beyond = connection.execute(
+        """
+        SELECT name, position, log.highest
+          FROM checkpoint, (SELECT coalesce(max(notification_id), 0) AS highest FROM coupon_template_events) AS log
+         WHERE position > log.highest
+         ORDER BY name
+        """
+    ).fetchone()
+    if beyond:
+        name, position, highest = beyond
+        raise UnsafeLog(
+            f"the checkpoint of {name} is at {position}, beyond the log's end at {highest}: UPDATE checkpoint "
+            f"SET position = {highest} WHERE name = '{name}', then rebuild what {name} fills from the log"
+        )
+
+
+# ── restores and failovers ───────────────────────────────────────────────────────────────────────
+
+PLACE = """
+SELECT system_identifier
+       || ' timeline ' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)
+       || ' database ' || (SELECT oid FROM pg_database WHERE datname = current_database())
+  FROM pg_control_system()
+"""
+
+REMEMBER = f"""
+INSERT INTO cluster (place) ({PLACE})
+    ON CONFLICT (only_row) DO UPDATE SET place = excluded.place WHERE cluster.place <> excluded.place
+"""
+
+
+def has_moved(connection: Connection[TupleRow]) -> bool:
+    """Whether the log came to another cluster, timeline or database since `remember_place`, by a restore or a failover.
+
+    What was told to others since that backup may be unknown here, and what is known here may never have reached them.
+    """
+    remembered = connection.execute("SELECT place FROM cluster").fetchone()
+    return remembered is not None and remembered != one(connection, PLACE)
+
+
+def remember_place(connection: Connection[TupleRow]) -> None:
+    """Call it after what a move calls for is done: a crash between the two does it again."""
+    connection.execute(REMEMBER)
 
 
 def one(connection: Connection[TupleRow], statement: str, *parameters: object) -> TupleRow:

@@ -17,6 +17,9 @@ LATENESS = Histogram(
 )
 HELD = Gauge("coupon_clock_held_messages", "Messages held until the instant")
 LAG = Gauge("coupon_clock_lag_events", "Positions between a follower and the end of the log", ["follower"])
+LAG_SECONDS = Gauge(
+    "coupon_clock_lag_seconds", "How long ago the event was recorded that a follower handled last", ["follower"]
+)
 GAP_AGE = Gauge("coupon_clock_gap_seconds", "How long a follower's oldest undecided gap has stood", ["follower"])
 
 

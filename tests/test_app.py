@@ -1,7 +1,6 @@
 """The life of a coupon template through the public API, on a clock that is turned by hand."""
 
 import pytest
-from examples import EVENING, MICROSECOND, MORNING, NOON, OTHER_SHOP, SHOP, a_template, change, increase, terminate
 
 from coupon_clock.domain.errors import (
     CommandConflict,
@@ -12,6 +11,7 @@ from coupon_clock.domain.errors import (
 )
 from coupon_clock.domain.events import Ended, EndReason
 from coupon_clock.testing import TurnedApplication
+from examples import EVENING, MICROSECOND, MORNING, NOON, OTHER_SHOP, SHOP, a_template, change, increase, terminate
 
 
 def then_ended(app: TurnedApplication, template, reason: EndReason, at) -> None:

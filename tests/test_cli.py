@@ -11,13 +11,13 @@ from datetime import timedelta
 
 import msgspec
 import pytest
-from deadlines import eventually
-from examples import SHOP, a_template, ending_in
 
 from coupon_clock.app import Application, Settings
 from coupon_clock.domain.events import Ended
 from coupon_clock.infrastructure.broker import Delivery
 from coupon_clock.infrastructure.messages import ExpiryDue, to_wire
+from deadlines import eventually
+from examples import SHOP, a_template, ending_in
 
 
 def coupon_clock(*arguments: str, database_url: str = "", given: bytes = b"") -> subprocess.CompletedProcess[str]:

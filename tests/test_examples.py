@@ -11,9 +11,9 @@ from uuid import uuid4
 
 import msgspec
 import pytest
-from deadlines import eventually
 from fastapi.testclient import TestClient
 
+from deadlines import eventually
 from examples import SHOP, ending_in, increase, terminate
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

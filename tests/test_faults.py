@@ -9,8 +9,6 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from deadlines import eventually
-from examples import SHOP, ending_in, increase
 
 from coupon_clock.app import Application, Outcome, Settings
 from coupon_clock.domain.errors import CouponError, OutcomeUnknown
@@ -20,6 +18,8 @@ from coupon_clock.infrastructure.local.ports import free_block
 from coupon_clock.infrastructure.local.postgres import LocalPostgres
 from coupon_clock.infrastructure.local.rocketmq_server import LocalRocketMQ
 from coupon_clock.testing import throw_away_database
+from deadlines import eventually
+from examples import SHOP, ending_in, increase
 
 TOPIC, GROUP = "coupon-expiry-faults", "coupon-clock-faults"
 

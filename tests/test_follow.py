@@ -4,11 +4,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Event, Thread
 
-from deadlines import eventually
-from examples import a_template, ending_in, increase
-
 from coupon_clock.app import Application
 from coupon_clock.domain.events import Created, StockIncreased
+from deadlines import eventually
+from examples import a_template, ending_in, increase
 
 
 @contextmanager

@@ -11,12 +11,12 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from deadlines import eventually
-from examples import SHOP, change, ending_in, terminate
 
 from coupon_clock.app import Application, Settings, broker_for
 from coupon_clock.domain.events import Ended, EndReason
 from coupon_clock.infrastructure.messages import ExpiryDue, to_wire
+from deadlines import eventually
+from examples import SHOP, change, ending_in, terminate
 
 KILLED_AFTER = Path(__file__).parent / "killed_after.py"
 TOPIC, GROUP = "coupon-expiry-running", "coupon-clock-running"

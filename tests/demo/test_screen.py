@@ -5,13 +5,13 @@ from io import StringIO
 from uuid import UUID
 
 import pytest
-from examples import MORNING, a_template
 from rich.console import Console
 
 from coupon_clock.demo.scene import Scene, scene
 from coupon_clock.demo.screen import shown, table
 from coupon_clock.demo.stage import OnStage
 from coupon_clock.demo.watch import Seen
+from examples import MORNING, a_template
 
 END = MORNING + timedelta(seconds=10)
 LATER = END + timedelta(seconds=5)

@@ -3,7 +3,6 @@
 from datetime import timedelta
 
 import pytest
-from examples import MORNING
 
 from coupon_clock.app import Application
 from coupon_clock.demo.scenario import MoveEnd, Planned, SendAgain, Terminate, Turn
@@ -11,6 +10,7 @@ from coupon_clock.demo.stage import PATIENCE, MessageNotSent, OnStage, Stage
 from coupon_clock.domain.events import EndReason
 from coupon_clock.infrastructure.broker import MemoryBroker
 from coupon_clock.infrastructure.messages import from_wire
+from examples import MORNING
 
 END = MORNING + timedelta(seconds=10)
 TURN = MORNING + timedelta(seconds=2)

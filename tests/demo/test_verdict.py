@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from uuid import uuid4
 
-from examples import EVENING, MICROSECOND, MORNING, NOON, SHOP, TEMPLATE, a_template
 from msgspec import structs
 
 from coupon_clock.app import Envelope
 from coupon_clock.demo.verdict import LATEST, Lateness, Report, judge
 from coupon_clock.demo.watch import Seen
 from coupon_clock.domain.events import Created, Ended, EndReason, Event, ValidityChanged
+from examples import EVENING, MICROSECOND, MORNING, NOON, SHOP, TEMPLATE, a_template
 
 SOON = timedelta(milliseconds=3)
 

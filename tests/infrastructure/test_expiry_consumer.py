@@ -4,7 +4,6 @@ from datetime import timedelta
 from uuid import uuid4
 
 import pytest
-from examples import EVENING, MICROSECOND, NOON, SHOP, a_template, change
 
 from coupon_clock.domain.events import Ended
 from coupon_clock.infrastructure.alarms import Alarms
@@ -14,6 +13,7 @@ from coupon_clock.infrastructure.expiry_consumer import ExpiryConsumer
 from coupon_clock.infrastructure.messages import ExpiryDue, to_wire
 from coupon_clock.infrastructure.rejected import RejectedMessages
 from coupon_clock.testing import TurnedApplication
+from examples import EVENING, MICROSECOND, NOON, SHOP, a_template, change
 
 NOW = timedelta(0)
 LEAD = timedelta(seconds=10)

@@ -2,10 +2,9 @@
 
 from threading import Event, Thread
 
-from deadlines import eventually
-
 from coupon_clock.domain.errors import CouponError
 from coupon_clock.infrastructure.loop import Bell, Counts, Loop
+from deadlines import eventually
 
 
 def test_it_goes_on_after_errors_expected_or_not_and_stops_when_told():

@@ -2,8 +2,8 @@ from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
-from broker_contract import BrokerContract
 
+from broker_contract import BrokerContract
 from coupon_clock.infrastructure.broker import MemoryBroker
 
 

@@ -4,11 +4,11 @@ from datetime import timedelta
 from uuid import uuid4
 
 import psycopg
-from examples import MORNING, NOON, SHOP, a_template
 
 from coupon_clock.domain.events import Ended
 from coupon_clock.infrastructure.reconciler import Reconciler
 from coupon_clock.testing import TurnedApplication
+from examples import MORNING, NOON, SHOP, a_template
 
 GRACE = timedelta(seconds=1)
 

@@ -3,11 +3,11 @@
 from datetime import timedelta
 
 import pytest
-from examples import EVENING, NOON, a_template, change, terminate
 
 from coupon_clock.infrastructure.broker import BrokerUnavailable, MemoryBroker
 from coupon_clock.infrastructure.relay import Relay
 from coupon_clock.testing import TurnedApplication
+from examples import EVENING, NOON, a_template, change, terminate
 
 LEAD = timedelta(seconds=10)
 

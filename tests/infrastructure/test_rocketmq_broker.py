@@ -8,8 +8,8 @@ from time import monotonic
 from uuid import uuid4
 
 import pytest
-from broker_contract import LONG, NO_LEAD, SHORT, BrokerContract, bodies, due_now, received
 
+from broker_contract import LONG, NO_LEAD, SHORT, BrokerContract, bodies, due_now, received
 from coupon_clock.infrastructure.broker import BrokerUnavailable, Delivery
 from coupon_clock.infrastructure.local import remoting
 from coupon_clock.infrastructure.local.rocketmq_server import LocalRocketMQ

@@ -7,8 +7,8 @@ from pathlib import Path
 from threading import active_count
 
 import pytest
-from broker_contract import LONG, NO_LEAD, SHORT, due_now
 
+from broker_contract import LONG, NO_LEAD, SHORT, due_now
 from coupon_clock.infrastructure.broker import BrokerUnavailable, Delivery
 from coupon_clock.infrastructure.rocketmq import RocketMQBroker
 from coupon_clock.infrastructure.rocketmq_client.access import Access, checked_endpoints

@@ -5,11 +5,11 @@ from uuid import uuid4
 
 import psycopg
 import pytest
-from examples import EVENING, MICROSECOND, NOON, SHOP, a_template, terminate
 
 from coupon_clock.domain.events import Ended, EndReason, Event, StockIncreased
 from coupon_clock.infrastructure.event_store import Append, Record
 from coupon_clock.testing import TurnedApplication
+from examples import EVENING, MICROSECOND, NOON, SHOP, a_template, terminate
 
 
 def append(app: TurnedApplication, template, version: int, event: Event, at=EVENING, **alarm) -> None:
