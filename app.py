@@ -2,17 +2,20 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from threading import Event as StopEvent
 from threading import Thread
 from time import monotonic, sleep
 from types import TracebackType
-from typing import Literal, Self
+from typing import Any, Literal, Self
 from uuid import UUID, uuid4
 
 import structlog
 from msgspec import Struct
+from psycopg import Connection
+from psycopg.rows import TupleRow
 
+from coupon_clock.domain import rules
 from coupon_clock.domain.commands import (
     ChangeValidity,
     Command,
@@ -25,7 +28,7 @@ from coupon_clock.domain.commands import (
 from coupon_clock.domain.coupon_template import CouponTemplate, decide, due_at, evolve, existing, fold, has_content_of
 from coupon_clock.domain.discount import FixedAmount, Percentage, ThresholdAmount
 from coupon_clock.domain.errors import CouponError, CouponTemplateNotFound, ReadModelBehind
-from coupon_clock.domain.events import ConsumeRule, Ended, Event, ReceiveRule
+from coupon_clock.domain.events import ConsumeRule, Ended, Event, ReceiveRule, StoredEvent
 from coupon_clock.domain.validity import Validity
 from coupon_clock.infrastructure import schema, telemetry
 from coupon_clock.infrastructure.alarms import Alarms
@@ -35,7 +38,7 @@ from coupon_clock.infrastructure.deadline import Answer, Done, NotDue, TryAgain,
 from coupon_clock.infrastructure.event_store import Cause, Envelope, EventStore, UnreadableEvent
 from coupon_clock.infrastructure.execution import Decider, Execution, Outcome
 from coupon_clock.infrastructure.expiry_consumer import ExpiryConsumer
-from coupon_clock.infrastructure.follower import Batch, Follower, end_of_log
+from coupon_clock.infrastructure.follower import Batch, Follower
 from coupon_clock.infrastructure.loop import Bell, Counts, Loop
 from coupon_clock.infrastructure.messages import UnreadableMessage, from_wire
 from coupon_clock.infrastructure.reconciler import Reconciler
@@ -43,12 +46,18 @@ from coupon_clock.infrastructure.rejected import Rejected, RejectedMessages
 from coupon_clock.infrastructure.relay import Relay
 from coupon_clock.infrastructure.server_clock import ServerClock
 from coupon_clock.infrastructure.settings import Settings
-from coupon_clock.projections import read_model
+from coupon_clock.projections import read_model, shop_months, tables
+from coupon_clock.projections.alarm_table import mend_alarms
 from coupon_clock.projections.check import Report, check
+from coupon_clock.projections.projection import Projection
+from coupon_clock.projections.projection import position as rows_are_at
 from coupon_clock.projections.projector import Projector
-from coupon_clock.projections.read_model import Filters, Page, TemplateView
-from coupon_clock.projections.rebuild import rebuild
-from coupon_clock.projections.verify import Difference, verify
+from coupon_clock.projections.read_model import TEMPLATE_ROWS, Filters, Page, TemplateView
+from coupon_clock.projections.rebuild import Progress, RebuildOptions, Rebuilt, in_silence, rebuild
+from coupon_clock.projections.registry import PROJECTIONS, projection_named
+from coupon_clock.projections.rehearsal import Rehearsed, rehearse
+from coupon_clock.projections.shop_months import SHOP_MONTHS, MonthsPage
+from coupon_clock.projections.verify import ALARM, Difference, Part, verify
 
 __all__ = [
     "Application",
@@ -80,6 +89,8 @@ LONGEST_STOP_S = 15
 REARM_BATCH = 5_000
 
 NO_FILTERS = Filters()
+NO_OPTIONS = RebuildOptions()
+ALL_STREAMS = Part()
 
 log = structlog.get_logger()
 
@@ -95,7 +106,7 @@ class Application:
         self.settings = settings
         self.pool = pool
         self._clock = ServerClock()
-        self.store: EventStore[Event] = EventStore(pool, self._clock, Event)
+        self.store: EventStore[Event] = EventStore(pool, self._clock, StoredEvent)
         self._alarms_changed = Bell()
         self._log_grew = Bell()
         self.alarms = Alarms(pool)
@@ -111,8 +122,8 @@ class Application:
         try:
             with available(), pool.connection() as connection:
                 schema.check(connection)
-            app = cls(settings, pool)
-            app.store.learn_time()
+                app = cls(settings, pool)
+                app._heal_after_a_move(connection)
         except BaseException:
             pool.close()
             raise
@@ -123,7 +134,8 @@ class Application:
         """Makes or updates the tables; answers with the numbers of the migrations that ran."""
         with connect(settings) as connection:
             numbers = schema.migrate(connection)
-            read_model.create_table(connection)
+            for projection in PROJECTIONS:
+                tables.create(connection, projection)
             return numbers
 
     def __enter__(self) -> Self:
@@ -156,9 +168,9 @@ class Application:
     ) -> TemplateView:
         """From the read model, once it is at position `at_least`, waiting for that up to `timeout` seconds.
 
-        Raises CouponTemplateNotFound, ReadModelBehind, DatabaseUnavailable.
+        Raises CouponTemplateNotFound, ReadModelBehind, ReadModelOutdated, DatabaseUnavailable.
         """
-        self._wait_for_read_model(at_least, timeout)
+        self._wait_for(TEMPLATE_ROWS, at_least, timeout)
         with available(), self.pool.connection() as connection:
             view = read_model.find(connection, shop_number, template_id)
         if view is None:
@@ -176,11 +188,27 @@ class Application:
     ) -> Page:
         """One shop's templates in order of their ids, up to `limit` (at most 1,000) after the cursor.
 
-        Raises ReadModelBehind, DatabaseUnavailable.
+        Raises ReadModelBehind, ReadModelOutdated, DatabaseUnavailable.
         """
-        self._wait_for_read_model(at_least, timeout)
+        self._wait_for(TEMPLATE_ROWS, at_least, timeout)
         with available(), self.pool.connection() as connection:
             return read_model.page(connection, shop_number, filters, after, limit)
+
+    def shop_months(
+        self,
+        shop_number: int,
+        before: date | None = None,
+        limit: int = 12,
+        at_least: int | None = None,
+        timeout: float = 5.0,
+    ) -> MonthsPage:
+        """What happened in one shop, month by month, the latest first, up to `limit` (at most 1,000) before the cursor.
+
+        Raises ReadModelBehind, ReadModelOutdated, DatabaseUnavailable.
+        """
+        self._wait_for(SHOP_MONTHS, at_least, timeout)
+        with available(), self.pool.connection() as connection:
+            return shop_months.page(connection, shop_number, before, limit)
 
     def history(self, shop_number: int, template_id: UUID) -> list[Envelope[Event]]:
         """All that happened to a template, oldest first. Raises CouponTemplateNotFound, DatabaseUnavailable."""
@@ -216,24 +244,47 @@ class Application:
             with available(), self.pool.connection() as connection:
                 batch.advance(connection)
 
-        first = end_of_log(self.pool) if start == "now" else start
-        follower = Follower(self.pool, self.store, name, deliver, batch, first)
-        Loop(name, follower.run_once, FOLLOW_POLL_S, self._log_grew.listener()).run_forever(stop or self._closing)
+        follower = Follower(self.pool, self.store, name, deliver, batch, start)
+        wait = follower.paced(self._log_grew.listener())
+        Loop(name, follower.run_once, FOLLOW_POLL_S, wait).run_forever(stop or self._closing)
         if not self._closing.is_set():
             follower.release()
 
     # ── the read model, from the log ─────────────────────────────────────────────────────────────
 
-    def rebuild(self, progress: Callable[[int, int], object]) -> int:
-        """Replays the log into a new read model and swaps it in; answers with its position. `progress(position, end)`.
+    def rebuild(
+        self, name: str = TEMPLATE_ROWS.name, options: RebuildOptions = NO_OPTIONS, progress: Progress = in_silence
+    ) -> Rebuilt:
+        """Replays the log into new rows of that projection and swaps them in. `progress(step, done, total)`, in events.
 
-        Raises RebuildRunning, DatabaseUnavailable, UnreadableEvent; the live read model is then as it was.
+        Raises UnknownProjection, RebuildRunning, ShadowOfOtherFold, SwapBlocked, UnreadableEvent, DatabaseUnavailable;
+        the live rows are then as they were.
         """
-        return rebuild(self.pool, self.store, progress)
+        return rebuild(self.settings, self.pool, self.store, projection_named(name), options, progress)
 
-    def verify(self) -> Iterator[Difference]:
-        """Every difference between the log and what derives from it: the read model and the alarms, in one snapshot."""
-        return verify(self.pool, self.store)
+    def rehearse(self, name: str = TEMPLATE_ROWS.name, progress: Progress = in_silence) -> Rehearsed:
+        """Reads and folds what a rebuild would, and writes nothing. Raises as `rebuild` does."""
+        return rehearse(self.settings, self.store, projection_named(name), progress)
+
+    def mend_alarms(self) -> int:
+        """Brings the alarm table in place to what the log says; answers how many alarms were wrong.
+
+        Raises UnreadableEvent, DatabaseUnavailable.
+        """
+        return mend_alarms(self.settings, self.pool, self.store)
+
+    def verify(self, name: str | None = None, part: Part = ALL_STREAMS) -> Iterator[Difference]:
+        """Every difference between the log and what derives from it, in one snapshot: the projection `name`, or
+        "alarm", by default all; of a part of the streams, all that can be verified in parts.
+
+        Raises UnknownProjection, NotInParts, ReadModelOutdated, UnreadableEvent, DatabaseUnavailable.
+        """
+        if name == ALARM:
+            return verify(self.settings, self.store, [], True, part)
+        if name is not None:
+            return verify(self.settings, self.store, [projection_named(name)], False, part)
+        projections = [p for p in PROJECTIONS if part.is_all or p.one_row_a_stream]
+        return verify(self.settings, self.store, projections, True, part)
 
     def check(self) -> Report:
         """Proves from the log alone that what ended did so once, last and not early, and says how late.
@@ -241,7 +292,7 @@ class Application:
         Raises DatabaseUnavailable, UnreadableEvent.
         """
         overdue_after = self.settings.sweep_grace + self.settings.sweep_interval
-        return check(self.pool, self.store, timedelta(seconds=overdue_after))
+        return check(self.settings, self.store, timedelta(seconds=overdue_after))
 
     # ── the messages ─────────────────────────────────────────────────────────────────────────────
 
@@ -250,11 +301,20 @@ class Application:
 
         Answers how many. Stopped in between, it can be run again. Raises DatabaseUnavailable.
         """
+        started_at = self.store.learn_time()
         rearmed = 0
-        while some := self.alarms.rearm(REARM_BATCH):
+        while some := self.alarms.rearm(started_at, REARM_BATCH):
             rearmed += some
             progress(rearmed)
         return rearmed
+
+    def _heal_after_a_move(self, connection: Connection[TupleRow]) -> None:
+        """After a restore or a failover the broker may lack what this log says was sent."""
+        self.store.learn_time()
+        if schema.has_moved(connection):
+            rearmed = self.rearm(lambda done: None)
+            log.warning("the log was restored or failed over", action="rearm", alarms=rearmed)
+        schema.remember_place(connection)
 
     def retry_rejected(self, messages: Sequence[Rejected]) -> list[Answer]:
         """Looks at the templates that these messages mean, now; those that are no readable message are Unanswerable."""
@@ -305,7 +365,7 @@ class Application:
                 broker, self.alarms, self.rejected, self.look_at, self._clock, settings.lead_time, settings.max_held
             ),
             Reconciler(self.alarms, self.look_at, grace),
-            Projector(self.pool, self.store),
+            tuple(Projector(self.pool, self.store, projection) for projection in PROJECTIONS),
         )
 
     def look_at(self, stream_ids: Sequence[UUID], cause: Cause) -> list[Answer]:
@@ -346,7 +406,10 @@ class Application:
             case "reconciler":
                 return [Loop(role, parts.reconciler.run_once, self.settings.sweep_interval, stop.wait)]
             case "projector":
-                return [Loop(role, parts.projector.run_once, FOLLOW_POLL_S, self._log_grew.listener())]
+                return [
+                    Loop(role, projector.run_once, FOLLOW_POLL_S, projector.paced(self._log_grew.listener()))
+                    for projector in parts.projectors
+                ]
 
     def _start(self, loops: Sequence[Loop], stop: StopEvent) -> list[Thread]:
         threads = [
@@ -371,12 +434,13 @@ class Application:
             raise CouponTemplateNotFound(template_id, shop_number)
         return envelopes, template, now
 
-    def _wait_for_read_model(self, at_least: int | None, timeout: float) -> None:
+    def _wait_for(self, projection: Projection[Any], at_least: int | None, timeout: float) -> None:
+        """Until its rows are that far. Raises ReadModelBehind, ReadModelOutdated."""
         deadline = monotonic() + timeout
-        while at_least is not None:
+        while True:
             with available(), self.pool.connection() as connection:
-                position = read_model.position(connection)
-            if position >= at_least:
+                position = rows_are_at(connection, projection)
+            if at_least is None or position >= at_least:
                 return
             if monotonic() >= deadline:
                 raise ReadModelBehind(position, at_least)
@@ -389,12 +453,12 @@ class Clockwork(Struct, frozen=True):
     relay: Relay
     consumer: ExpiryConsumer
     reconciler: Reconciler
-    projector: Projector
+    projectors: tuple[Projector, ...]
 
     def run_once(self) -> Counts:
         """One tick of each, in the order in which a coupon passes them."""
-        parts = (self.relay, self.consumer, self.reconciler, self.projector)
-        return sum((part.run_once() for part in parts), Counts())
+        counts = self.relay.run_once() + self.consumer.run_once() + self.reconciler.run_once()
+        return sum((projector.run_once() for projector in self.projectors), counts)
 
     def receivers(self, broker: Broker, stop: StopEvent) -> list[Loop]:
         return [Loop("consumer", self.consumer.receive, 0, stop.wait) for _ in range(broker.receivers)]
@@ -405,7 +469,8 @@ class Clockwork(Struct, frozen=True):
             while self.consumer.acknowledge(0.0):
                 pass
             self.relay.release()
-            self.projector.release()
+            for projector in self.projectors:
+                projector.release()
         except CouponError as error:
             log.warning("not released", action="stop", why=str(error))
 
@@ -419,8 +484,12 @@ def join(threads: Sequence[Thread]) -> None:
 
 
 def admit(state: CouponTemplate | None, command: Command) -> None:
-    """Another shop's template is "not found", whatever the command; a Create decides for itself."""
+    """Another shop's template is "not found", whatever the command; a Create decides for itself.
+
+    Types first: a shop number that is no number must not pass for another shop's.
+    """
     if not isinstance(command, CreateCouponTemplate):
+        rules.refuse(rules.form_problems(command))
         existing(state, command)
 
 

@@ -3,32 +3,39 @@
 import json
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from threading import Event
+from time import monotonic
 from typing import Annotated
 
 import msgspec
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Column, Table
+from rich.text import Text
 
 from coupon_clock.app import ROLES, Application, Role
 from coupon_clock.domain.errors import CouponError
 from coupon_clock.importer import import_lines
 from coupon_clock.infrastructure.deadline import Done, NotDue
+from coupon_clock.infrastructure.doctor import examine
 from coupon_clock.infrastructure.settings import Settings
 from coupon_clock.infrastructure.telemetry import log_to_stderr
 from coupon_clock.projections.check import Report
-from coupon_clock.projections.verify import Difference
+from coupon_clock.projections.rebuild import RebuildOptions
+from coupon_clock.projections.registry import PROJECTIONS
+from coupon_clock.projections.verify import ALARM, Difference, Part
 
 FOUND_SOMETHING = 1
 WRONG_USE = 2
+INTERRUPTED = 130
 MOST_SHOWN = 1_000
-PLAIN_LINE_EVERY = 50_000
+PROJECTED = [projection.name for projection in PROJECTIONS]
+PLAIN_LINE_EVERY_S = 2.0
 
 cli = typer.Typer(
     help="Coupon templates that end exactly on time.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -97,18 +104,53 @@ def import_file(
 
 
 @cli.command()
-def rebuild() -> None:
-    """Replay the log into a new read model and swap it in. Commands and queries go on meanwhile."""
-    with Application.open() as app, shown_progress("replaying") as progress:
-        position = app.rebuild(progress)
-    out.print(f"the read model was rebuilt up to position {position:,}")
+def rebuild(
+    name: Annotated[str, typer.Argument(help=f"{', '.join(PROJECTED)}, or alarm.")] = PROJECTED[0],
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what an interrupted rebuild left.")] = False,
+    throttle: Annotated[
+        float | None, typer.Option(min=1, metavar="EVENTS_PER_S", help="At most so many events a second.")
+    ] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Processes; by default one a core.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Read and fold everything, write nothing.")] = False,
+    keep_old: Annotated[bool, typer.Option("--keep-old", help="Keep the old table as NAME_old.")] = False,
+) -> None:
+    """Replay the log into new rows and swap them in; commands and queries go on. An alarm is mended in place."""
+    options = RebuildOptions(resume=resume, events_per_s=throttle, jobs=jobs, keep_old=keep_old)
+    try:
+        with Application.open() as app, shown_progress("replaying") as progress:
+            told = rebuilt(app, name, options, dry_run, lambda step, done, total: progress(done, total, step))
+    except KeyboardInterrupt:
+        err.print(f"stopped; nothing live has changed. Go on with: coupon-clock rebuild {name} --resume")
+        raise typer.Exit(INTERRUPTED) from None
+    out.print(told)
+
+
+def rebuilt(
+    app: Application, name: str, options: RebuildOptions, dry_run: bool, progress: Callable[[str, int, int], object]
+) -> str:
+    if name == ALARM:
+        return f"{app.mend_alarms():,} alarms were mended"
+    if dry_run:
+        dry = app.rehearse(name, progress)
+        return f"{name}: {dry.events:,} events make {dry.rows:,} rows, read and folded in {dry.seconds:.1f} s"
+    done = app.rebuild(name, options, progress)
+    return f"{name} was rebuilt up to position {done.position:,}: {done.events:,} events in {done.seconds:.1f} s"
 
 
 @cli.command()
-def verify(as_json: JsonOption = False) -> None:
-    """Compare the read model and the alarms with the log, on a running system."""
+def verify(
+    name: Annotated[str | None, typer.Argument(help=f"{', '.join(PROJECTED)}, or alarm; by default all.")] = None,
+    sample: Annotated[
+        float | None, typer.Option(min=0, max=100, metavar="PERCENT", help="Only a sample of the templates.")
+    ] = None,
+    since: Annotated[
+        int | None, typer.Option(min=0, metavar="POSITION", help="Only templates changed after this position.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare projections and alarms with the log, on a running system. Exit code 1 if they differ."""
     with Application.open() as app:
-        differences = app.verify()
+        differences = app.verify(name, Part(since=since, percent=sample))
         shown = list(islice(differences, MOST_SHOWN))
         further = sum(1 for _ in differences)
     if as_json:
@@ -116,10 +158,14 @@ def verify(as_json: JsonOption = False) -> None:
             print_json(msgspec.to_builtins(difference))
     elif shown:
         out.print(differences_table(shown))
-        out.print(f"{len(shown) + further:,} differences. Mend the read model with: coupon-clock rebuild")
+        out.print(f"{len(shown) + further:,} differences. Mend them with: {mending(shown)}", soft_wrap=True)
     else:
-        out.print("the read model and the alarms are what the log says")
+        out.print(f"{name or 'every projection and alarm'} is what the log says")
     raise typer.Exit(FOUND_SOMETHING if shown else 0)
+
+
+def mending(differences: list[Difference]) -> str:
+    return ", ".join(f"coupon-clock rebuild {table}" for table in sorted({d.table for d in differences}))
 
 
 @cli.command()
@@ -132,6 +178,23 @@ def check(as_json: JsonOption = False) -> None:
     else:
         tell_report(report)
     raise typer.Exit(FOUND_SOMETHING if report.found_something else 0)
+
+
+@cli.command()
+def doctor(as_json: JsonOption = False) -> None:
+    """Look at all that this stands on: PostgreSQL, clocks, alarms, RocketMQ. Exit code 1 if anything is wrong."""
+    healthy = True
+    for diagnosis in examine(Settings.load()):
+        healthy &= diagnosis.ok
+        if as_json:
+            print_json(diagnosis._asdict())
+        else:
+            out.print(
+                f"{'ok  ' if diagnosis.ok else 'MEND'}  {diagnosis.part}: {diagnosis.says}",
+                markup=False,
+                soft_wrap=True,
+            )
+    raise typer.Exit(0 if healthy else FOUND_SOMETHING)
 
 
 @cli.command()
@@ -263,7 +326,7 @@ def tell_refused(number: int, reason: str, as_json: bool) -> None:
 
 
 def differences_table(differences: list[Difference]) -> Table:
-    table = Table("table", "id", "column", "is", "should be")
+    table = Table("table", Column("id", overflow="fold"), "column", "is", "should be")
     for difference in differences:
         table.add_row(
             difference.table, str(difference.id), difference.column, str(difference.is_value), str(difference.should_be)
@@ -312,20 +375,38 @@ def print_json(value: object) -> None:
 
 
 class ProgressOf:
-    """`progress(done, total)`: a bar on a terminal, a plain line now and then when piped."""
+    """`progress(done, total)`, with rate and time left: a bar on a terminal, a plain line now and then when piped."""
 
     def __init__(self, what: str, bar: Progress | None) -> None:
-        self._what = what
         self._bar = bar
         self._task = bar.add_task(what, total=None) if bar else None
-        self._next_line = PLAIN_LINE_EVERY
+        self._what, self._first = what, 0
+        self._began_at = self._told_at = monotonic()
 
-    def __call__(self, done: int, total: int | None) -> None:
+    def __call__(self, done: int, total: int | None, what: str | None = None) -> None:
+        if what is not None and what != self._what:
+            self._begin(what, done)
         if self._bar and self._task is not None:
-            self._bar.update(self._task, completed=done, total=total)
-        elif done >= self._next_line:
-            err.print(f"{self._what}: {done:,}{f' of {total:,}' if total else ''}", highlight=False)
-            self._next_line = done + PLAIN_LINE_EVERY
+            self._bar.update(self._task, description=self._what, completed=done, total=total)
+        elif monotonic() - self._told_at >= PLAIN_LINE_EVERY_S:
+            err.print(f"{self._what}: {self._measured(done, total)}", highlight=False)
+            self._told_at = monotonic()
+
+    def _begin(self, what: str, done: int) -> None:
+        self._what, self._first = what, done
+        self._began_at = self._told_at = monotonic()
+        if self._bar and self._task is not None:
+            self._bar.reset(self._task)
+
+    def _measured(self, done: int, total: int | None) -> str:
+        rate = (done - self._first) / max(monotonic() - self._began_at, 1e-6)
+        left = f", {(total - done) / rate:,.0f} s left" if total and rate else ""
+        return f"{done:,}{f' of {total:,}' if total else ''}, {rate:,.0f} a second{left}"
+
+
+class RateColumn(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:,.0f}/s" if task.speed else "", style="progress.data.speed")
 
 
 @contextmanager
@@ -333,7 +414,9 @@ def shown_progress(what: str) -> Iterator[ProgressOf]:
     if not err.is_terminal:
         yield ProgressOf(what, None)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), RateColumn(), TimeRemainingColumn()
+    )  # fmt: skip
     with Progress(*columns, console=err) as bar:
         yield ProgressOf(what, bar)
 

@@ -13,12 +13,12 @@ from msgspec import Struct, field
 
 from coupon_clock.domain.coupon_template import due_at, fold
 from coupon_clock.domain.events import Ended, EndReason, Event
-from coupon_clock.infrastructure.database import Pool
 from coupon_clock.infrastructure.event_store import Envelope, EventStore
 from coupon_clock.infrastructure.schema import one
-from coupon_clock.projections.snapshot import Alongside, rows, snapshot, streams
+from coupon_clock.infrastructure.settings import Settings
+from coupon_clock.projections.snapshot import Alongside, copied, snapshot, streams
 
-ALARMS = "SELECT stream_id, due_at FROM alarm ORDER BY stream_id"
+ALARMS = "COPY (SELECT stream_id, due_at FROM alarm ORDER BY stream_id) TO STDOUT (FORMAT BINARY)"
 MOST_NAMED = 1_000
 MICROSECONDS_A_BUCKET = 100
 
@@ -71,16 +71,17 @@ class Report(Struct):
         return bool(self.violation_count or self.overdue_count)
 
 
-def check(pool: Pool, store: EventStore[Event], grace: timedelta) -> Report:
+def check(settings: Settings, store: EventStore[Event], grace: timedelta) -> Report:
     """`grace`: how long after its end a template counts as overdue. Raises DatabaseUnavailable, UnreadableEvent."""
     report = Report()
-    with snapshot(pool) as connection:
-        (now,) = one(connection, "SELECT coupon_clock_now()")
-        alarms = Alongside((row["stream_id"], row["due_at"]) for row in rows(connection, "alarms", ALARMS))
-        for stream_id, envelopes in streams(connection, store):
-            _note(report, (surplus(other) for other, _ in alarms.before(stream_id)))
-            _check_stream(report, stream_id, list(envelopes), alarms.at(stream_id), now - grace)
-        _note(report, (surplus(other) for other, _ in alarms.rest()))
+    with snapshot(settings, 2) as (log, beside):
+        (now,) = one(log, "SELECT coupon_clock_now()")
+        with copied(beside, ALARMS, ("uuid", "timestamptz")) as pairs, streams(log, store) as found:
+            alarms = Alongside(pairs)
+            for stream_id, envelopes in found:
+                _note(report, (surplus(other) for other, _ in alarms.before(stream_id)))
+                _check_stream(report, stream_id, envelopes, alarms.at(stream_id), now - grace)
+            _note(report, (surplus(other) for other, _ in alarms.rest()))
     return report
 
 

@@ -3,7 +3,7 @@
 States come from the time, so that nothing is called usable at or after its end, however far behind the rows are.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
@@ -12,11 +12,9 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 from psycopg import Connection
-from psycopg.rows import TupleRow, dict_row
-from psycopg.types.json import Jsonb
-from sqlalchemy import BigInteger, Column, DateTime, Index, MetaData, Select, Table, Text, Uuid, func, select, true
-from sqlalchemy.dialects.postgresql import JSONB, psycopg
-from sqlalchemy.schema import CreateIndex, CreateTable
+from psycopg.rows import TupleRow
+from sqlalchemy import BigInteger, Column, DateTime, Index, MetaData, Select, Table, Text, Uuid, func, select
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.sql.elements import ColumnElement
 
 from coupon_clock.domain.discount import Discount
@@ -31,19 +29,23 @@ from coupon_clock.domain.events import (
     ValidityChanged,
 )
 from coupon_clock.infrastructure.event_store import Envelope
+from coupon_clock.projections.projection import Projection, same_shape
+from coupon_clock.projections.tables import selected
 
 NAME = "coupon_template"
 FOLD_VERSION = 1
 LARGEST_PAGE = 1_000
-DIALECT = psycopg.dialect()  # type: ignore[no-untyped-call]
-# Read once a statement: the function is volatile, and all rows must be filtered and judged at one time.
+
+# Read once a statement: the function is volatile, and all rows must be filtered and judged at one time. A scalar, not
+# a join: only so does PostgreSQL know that the rows still come in the order of the index.
 CLOCK = select(func.coupon_clock_now().label("as_of")).cte("clock").prefix_with("MATERIALIZED")
+AS_OF = select(CLOCK.c.as_of).scalar_subquery().label("as_of")
 
 State = Literal["upcoming", "active", "over"]
 
 
-def table(name: str = NAME) -> Table:
-    """The table, or a shadow of it under another name."""
+def table(name: str) -> Table:
+    """The live table, or a shadow of it under another name."""
     time = DateTime(timezone=True)
     columns = Table(
         name,
@@ -70,10 +72,10 @@ def table(name: str = NAME) -> Table:
     return columns
 
 
-LIVE = table()
+LIVE = table(NAME)
 
 
-class TemplateRow(Struct, frozen=True, kw_only=True):
+class TemplateRow(Struct, frozen=True, kw_only=True, gc=False):
     """One row, column by column; `position` is that of the event that last changed it."""
 
     template_id: UUID
@@ -129,38 +131,15 @@ def fold(row: TemplateRow | None, envelope: Envelope[Event]) -> TemplateRow:
             return replace(row, reason=event.reason, ended_at=event.ended_at, **place)
 
 
-# ── rows in and out ──────────────────────────────────────────────────────────────────────────────
-
-
-def create_table(connection: Connection[TupleRow], name: str = NAME) -> None:
-    """With its indexes, where it is missing."""
-    made = table(name)
-    connection.execute(str(CreateTable(made, if_not_exists=True).compile(dialect=DIALECT)))
-    for index in made.indexes:
-        connection.execute(str(CreateIndex(index, if_not_exists=True).compile(dialect=DIALECT)))
-
-
-def load_rows(connection: Connection[TupleRow], ids: Sequence[UUID], name: str = NAME) -> dict[UUID, TemplateRow]:
-    columns = table(name)
-    found = run(connection, select(columns).where(columns.c.template_id == func.any(list(ids))))
-    return {row["template_id"]: msgspec.convert(row, TemplateRow) for row in found}
-
-
-def save_rows(connection: Connection[TupleRow], rows: Sequence[TemplateRow], name: str = NAME) -> None:
-    columns = [column.name for column in table(name).columns]
-    statement = (
-        f"INSERT INTO {name} ({', '.join(columns)}) "
-        f"VALUES ({', '.join(f'%({column})s' for column in columns)}) "
-        f"ON CONFLICT (template_id) DO UPDATE SET {', '.join(f'{c} = excluded.{c}' for c in columns[1:])}"
-    )
-    with connection.cursor() as cursor:
-        cursor.executemany(statement, [stored(row) for row in rows])
-
-
-def stored(row: TemplateRow) -> dict[str, object]:
-    """Column by column, as PostgreSQL takes it."""
-    nested = ("discount", "receive_rule", "consume_rule")
-    return msgspec.structs.asdict(row) | {name: Jsonb(msgspec.to_builtins(getattr(row, name))) for name in nested}
+TEMPLATE_ROWS: Projection[TemplateRow] = Projection(
+    name=NAME,
+    fold_version=FOLD_VERSION,
+    table=table,
+    row=TemplateRow,
+    key=lambda envelope: (envelope.stream_id,),
+    fold=fold,
+    one_row_a_stream=True,
+)
 
 
 # ── queries ──────────────────────────────────────────────────────────────────────────────────────
@@ -188,32 +167,27 @@ class Page(Struct, frozen=True):
     after: UUID | None
 
 
-def position(connection: Connection[TupleRow]) -> int:
-    """Up to where in the log the rows are."""
-    row = connection.execute("SELECT position FROM checkpoint WHERE name = %s", (NAME,), prepare=True).fetchone()
-    return row[0] if row else 0
-
-
 def find(connection: Connection[TupleRow], shop_number: int, template_id: UUID) -> TemplateView | None:
     columns = LIVE.c
     wanted = (columns.shop_number == shop_number) & (columns.template_id == template_id)
-    views = viewed(connection, _rows_as_of_now().where(wanted))
+    views = viewed(connection, select(LIVE, AS_OF).where(wanted))
     return views[0] if views else None
 
 
 def page(connection: Connection[TupleRow], shop_number: int, filters: Filters, after: UUID | None, limit: int) -> Page:
-    columns = LIVE.c
     limit = max(1, min(limit, LARGEST_PAGE))
-    wanted = [columns.shop_number == shop_number, *_conditions(filters)]
-    if after is not None:
-        wanted.append(columns.template_id > after)
-    views = viewed(connection, _rows_as_of_now().where(*wanted).order_by(columns.template_id).limit(limit + 1))
+    views = viewed(connection, page_statement(shop_number, filters, after, limit + 1))
     more = len(views) > limit
     return Page(views[:limit], views[limit - 1].template_id if more else None)
 
 
-def _rows_as_of_now() -> Select[Any]:
-    return select(LIVE, CLOCK.c.as_of).select_from(CLOCK.join(LIVE, onclause=true()))
+def page_statement(shop_number: int, filters: Filters, after: UUID | None, limit: int) -> Select[Any]:
+    """Walks the shop's part of one index from the cursor on; the filters are looked at row by row."""
+    columns = LIVE.c
+    wanted = [columns.shop_number == shop_number, *_conditions(filters)]
+    if after is not None:
+        wanted.append(columns.template_id > after)
+    return select(LIVE, AS_OF).where(*wanted).order_by(columns.template_id).limit(limit)
 
 
 def _conditions(filters: Filters) -> Iterator[ColumnElement[bool]]:
@@ -238,23 +212,16 @@ def _conditions(filters: Filters) -> Iterator[ColumnElement[bool]]:
 
 def _in_state(state: State) -> ColumnElement[bool]:
     columns = LIVE.c
-    now = CLOCK.c.as_of
-    is_over = columns.ended_at.is_not(None) | (columns.valid_until <= now)
+    is_over = columns.ended_at.is_not(None) | (columns.valid_until <= AS_OF)
     match state:
         case "over":
             return is_over
         case "upcoming":
-            return ~is_over & (columns.valid_from > now)
+            return ~is_over & (columns.valid_from > AS_OF)
         case "active":
-            return ~is_over & (columns.valid_from <= now)
+            return ~is_over & (columns.valid_from <= AS_OF)
 
 
 def viewed(connection: Connection[TupleRow], statement: Select[Any]) -> list[TemplateView]:
-    return [msgspec.convert(row, TemplateView) for row in run(connection, statement)]
-
-
-def run(connection: Connection[TupleRow], statement: Select[Any]) -> list[dict[str, Any]]:
-    """SQLAlchemy writes the statement, psycopg runs it: the same connections, pool and transactions as all else."""
-    compiled = statement.compile(dialect=DIALECT)
-    with connection.cursor(row_factory=dict_row) as cursor:
-        return cursor.execute(str(compiled), compiled.params).fetchall()
+    with same_shape(TEMPLATE_ROWS):
+        return [msgspec.convert(row, TemplateView) for row in selected(connection, statement)]

@@ -1,59 +1,98 @@
-"""The whole log in one snapshot, stream by stream: what checks read on a running system, in flat memory."""
+"""The log by stream, and other tables beside it, as of one moment: what checks read on a running system.
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+By COPY, because it streams: memory stays flat, and PostgreSQL reads on while Python works.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import groupby
-from operator import attrgetter
+from operator import itemgetter
 from typing import Any
 from uuid import UUID
 
+import msgspec
 from psycopg import Connection, IsolationLevel
-from psycopg.rows import TupleRow, dict_row
+from psycopg.rows import TupleRow
+from psycopg.types.json import set_json_loads
 
 from coupon_clock.domain.events import Event
-from coupon_clock.infrastructure.database import Pool, available
+from coupon_clock.infrastructure.database import available, connect
 from coupon_clock.infrastructure.event_store import Envelope, EventStore
+from coupon_clock.infrastructure.schema import one
+from coupon_clock.infrastructure.settings import Settings
 
 LOG = """
-SELECT originator_id, originator_version, notification_id, state
-  FROM coupon_template_events
- ORDER BY originator_id, originator_version
+COPY (SELECT originator_id, originator_version, notification_id, state
+        FROM coupon_template_events
+       WHERE {which}
+       ORDER BY originator_id, originator_version)
+  TO STDOUT (FORMAT BINARY)
 """
+ALL = LOG.format(which="true")
+SOME = LOG.format(which="originator_id = ANY(%(ids)s::uuid[])")
 
-FETCH = 5_000
+# The id is taken as bytes: it costs a tenth, and most rows only compare it with the one before.
+LOG_TYPES = ("bytea", "int8", "int8", "bytea")
 
 
 @contextmanager
-def snapshot(pool: Pool) -> Iterator[Connection[TupleRow]]:
-    """A connection on which every statement sees the same moment. Raises DatabaseUnavailable."""
-    with available(), pool.connection() as connection:
-        connection.set_isolation_level(IsolationLevel.REPEATABLE_READ)
-        try:
-            with connection.transaction():
-                connection.execute("SET LOCAL statement_timeout = 0")
-                yield connection
-        finally:
-            connection.set_isolation_level(None)
+def snapshot(settings: Settings, connections: int = 1) -> Iterator[list[Connection[TupleRow]]]:
+    """So many connections that see the same moment, because each can stream only one thing at a time.
+
+    Raises DatabaseUnavailable.
+    """
+    with available(), ExitStack() as stack:
+        first, *others = [stack.enter_context(connect(settings)) for _ in range(connections)]
+        begin(stack, first)
+        (name,) = one(first, "SELECT pg_export_snapshot()")
+        for other in others:
+            begin(stack, other)
+            other.execute(f"SET TRANSACTION SNAPSHOT '{name}'")
+        yield [first, *others]
 
 
+def begin(stack: ExitStack, connection: Connection[TupleRow]) -> None:
+    set_json_loads(msgspec.json.decode, connection)
+    connection.set_isolation_level(IsolationLevel.REPEATABLE_READ)
+    connection.execute("SET statement_timeout = 0")
+    stack.enter_context(connection.transaction())
+
+
+Stream = tuple[UUID, list[Envelope[Event]]]
+
+
+@contextmanager
 def streams(
-    connection: Connection[TupleRow], store: EventStore[Event]
-) -> Iterator[tuple[UUID, Iterator[Envelope[Event]]]]:
-    """Every stream in order of its id, oldest event first. Raises UnreadableEvent."""
-    return groupby(_envelopes(connection, store), key=attrgetter("stream_id"))
+    connection: Connection[TupleRow],
+    store: EventStore[Event],
+    statement: str = ALL,
+    parameters: Mapping[str, Any] | None = None,
+) -> Iterator[Iterator[Stream]]:
+    """Streams in order of their ids, oldest event first; reading on raises UnreadableEvent."""
+    with copied(connection, statement, LOG_TYPES, parameters) as stored:
+        yield grouped(store, stored)
 
 
-def rows(connection: Connection[TupleRow], name: str, statement: str) -> Iterator[dict[str, Any]]:
-    """Read along a cursor of that name, some thousand at a time."""
-    with connection.cursor(name, row_factory=dict_row) as cursor:
-        cursor.itersize = FETCH
-        yield from cursor.execute(statement)
+def grouped(store: EventStore[Event], stored: Iterator[tuple[Any, ...]]) -> Iterator[Stream]:
+    for raw_id, rows in groupby(stored, key=itemgetter(0)):
+        stream_id = UUID(bytes=raw_id)
+        yield stream_id, [store.envelope(stream_id, version, position, state) for _, version, position, state in rows]
+
+
+@contextmanager
+def copied(
+    connection: Connection[TupleRow], statement: str, types: Sequence[str], parameters: Mapping[str, Any] | None = None
+) -> Iterator[Iterator[tuple[Any, ...]]]:
+    """The rows of a COPY … TO STDOUT (FORMAT BINARY), as they come. What is not read by the end is given up."""
+    with connection.cursor() as cursor, cursor.copy(statement, parameters) as copy:
+        copy.set_types(types)
+        yield copy.rows()
 
 
 class Alongside:
     """Pairs in order of their ids, read along a second sequence in the same order."""
 
-    def __init__(self, pairs: Iterator[tuple[UUID, Any]]) -> None:
+    def __init__(self, pairs: Iterator[Any]) -> None:
         self._pairs = pairs
         self._next = next(pairs, None)
 
@@ -75,10 +114,3 @@ class Alongside:
         while self._next is not None:
             yield self._next
             self._next = next(self._pairs, None)
-
-
-def _envelopes(connection: Connection[TupleRow], store: EventStore[Event]) -> Iterator[Envelope[Event]]:
-    with connection.cursor("log", binary=True) as cursor:
-        cursor.itersize = FETCH
-        for stream_id, version, position, state in cursor.execute(LOG):
-            yield store.envelope(stream_id, version, position, state)

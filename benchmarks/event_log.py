@@ -1,0 +1,318 @@
+"""How fast the log takes events beside the eventsourcing library's own recorders, and what its followers miss.
+
+    python benchmarks/event_log.py [--json] [--events 10000000]
+
+Everything that is compared runs in turns on one server in one run, so that ratios hold where absolute figures do not.
+"""
+
+import random
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from statistics import median
+from threading import Event as Signal
+from threading import Thread
+from time import perf_counter, sleep
+from urllib.parse import parse_qs, urlsplit
+from uuid import UUID, uuid4
+
+import psycopg
+from eventsourcing.persistence import StoredEvent
+from eventsourcing.postgres import PostgresApplicationRecorder, PostgresDatastore
+from measure import Figure, arguments, at_least, at_most, say, servers, tell, template
+from msgspec import UNSET, UnsetType
+from msgspec.structs import replace
+from psycopg import Cursor
+from psycopg.rows import TupleRow
+
+from coupon_clock.app import Application, CreateCouponTemplate, Outcome, Settings, TerminateCouponTemplate
+from coupon_clock.domain.events import Event, StockIncreased
+from coupon_clock.infrastructure.event_store import Append, EventStore, Record
+from coupon_clock.infrastructure.follower import LogReader
+from coupon_clock.testing import throw_away_database
+
+THREADS = 16
+TURNS = 5
+TURN_S = 2.0
+STATE = b"s" * 420  # a Created has about that size
+DUE_AT = datetime(2100, 1, 1, tzinfo=UTC)
+
+FILL = """
+INSERT INTO coupon_template_events (originator_id, originator_version, topic, state)
+SELECT gen_random_uuid(), 1, 'CouponTemplate.Created', %s FROM generate_series(1, %s)
+"""
+HOLD = "INSERT INTO coupon_template_events (originator_id, originator_version, topic, state) VALUES (%s, 1, 't', 's')"
+
+
+def main() -> int:
+    parser = arguments(__doc__)
+    parser.add_argument("--events", type=int, default=1_000_000, help="in the log that execute is timed on")
+    given = parser.parse_args()
+    with servers("memory") as running:
+        return tell(figures(running.postgres.url, given.events), given.json)
+
+
+def figures(server_url: str, events: int) -> Iterator[Figure]:
+    yield from writers(server_url)
+    yield missed(server_url)
+    yield from in_bulk(server_url)
+    yield from one_execute(server_url, events)
+
+
+# ── 16 writing threads ───────────────────────────────────────────────────────────────────────────
+
+
+def writers(server_url: str) -> Iterator[Figure]:
+    with (
+        library(server_url, lock_free=False) as default,
+        library(server_url, lock_free=True) as lock_free,
+        application(server_url, THREADS + 4) as app,
+    ):
+        write: dict[str, Callable[[], object]] = {
+            "default": lambda: default.insert_events([StoredEvent(uuid4(), 1, "topic", STATE)]),
+            "lock_free": lambda: lock_free.insert_events([StoredEvent(uuid4(), 1, "topic", STATE)]),
+            "plain": lambda: app.store.append([one_event(UNSET)]),
+            "with_alarm": lambda: app.store.append([one_event(DUE_AT)]),
+        }
+        rates: dict[str, list[float]] = {name: [] for name in write}
+        for turn in range(TURNS):
+            for name, call in write.items():
+                say(f"{THREADS} writing threads, turn {turn + 1} of {TURNS}: {name}")
+                rates[name].append(rate(call))
+    per_second = {name: median(several) for name, several in rates.items()}
+    yield times("append with alarm, to default recorder", per_second["with_alarm"], per_second["default"], 5)
+    yield times("append, to lock-free recorder", per_second["plain"], per_second["lock_free"], 1.2)
+    yield times("append with alarm, to lock-free recorder", per_second["with_alarm"], per_second["lock_free"])
+
+
+def times(name: str, value: float, reference: float, least: float | None = None) -> Figure:
+    ratio = value / reference
+    target, ok = (None, None) if least is None else (f"≥ {least:g} times", ratio >= least)
+    return Figure(name, round(value), "events/s", round(reference), round(ratio, 2), target, ok)
+
+
+def one_event(due_at: datetime | UnsetType) -> Append[Event]:
+    record: Record[Event] = Record(StockIncreased(1, 1), DUE_AT, uuid4(), "command", STATE[:300].decode())
+    return Append(uuid4(), 0, [record], due_at)
+
+
+def rate(call: Callable[[], object]) -> float:
+    """Calls a second, from all threads together."""
+    stop = Signal()
+    calls = [0] * THREADS
+
+    def write(number: int) -> None:
+        while not stop.is_set():
+            call()
+            calls[number] += 1
+
+    threads = [Thread(target=write, args=(number,)) for number in range(THREADS)]
+    started = perf_counter()
+    for thread in threads:
+        thread.start()
+    sleep(TURN_S)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    return sum(calls) / (perf_counter() - started)
+
+
+@contextmanager
+def library(server_url: str, lock_free: bool) -> Iterator[PostgresApplicationRecorder]:
+    """In a database of its own, without our triggers."""
+    with throw_away_database(server_url) as url, datastore(url, lock_free) as store:
+        recorder = PostgresApplicationRecorder(store)
+        recorder.create_table()
+        yield recorder
+
+
+def datastore(url: str, lock_free: bool) -> PostgresDatastore:
+    parts = urlsplit(url)
+    (folder,) = parse_qs(parts.query)["host"]
+    return PostgresDatastore(
+        parts.path[1:], folder, 5432, "postgres", "", pool_size=THREADS, max_overflow=4, enable_db_functions=lock_free
+    )
+
+
+@contextmanager
+def application(server_url: str, connections: int) -> Iterator[Application]:
+    with (
+        throw_away_database(server_url) as url,
+        Application.open(Settings.load(database_url=url, database_connections=connections)) as app,
+    ):
+        yield app
+
+
+# ── followers ────────────────────────────────────────────────────────────────────────────────────
+
+ROUNDS = 20
+ROUND_S = 1.0
+
+
+def missed(server_url: str) -> Figure:
+    """By two followers in one process, over all rounds."""
+    count = 0
+    with throw_away_database(server_url) as url, Application.open(Settings.load(database_url=url)) as app:
+        for number in range(ROUNDS):
+            say(f"adversarial round {number + 1} of {ROUNDS}")
+            count += missed_in_a_round(app, url, random.Random(number))
+    return at_most("missed by two followers", count, "events", 0)
+
+
+def missed_in_a_round(app: Application, url: str, chance: random.Random) -> int:
+    stop, written = Signal(), Signal()
+    start = highest(url)
+    wild = [
+        lambda: append_ours(app.store, stop),
+        lambda: append_ours(app.store, stop),
+        lambda: hold(url, stop, random.Random(chance.random()), "COMMIT"),
+        lambda: hold(url, stop, random.Random(chance.random()), "COMMIT"),
+        lambda: hold(url, stop, random.Random(chance.random()), "ROLLBACK"),
+        lambda: hold(url, stop, random.Random(chance.random()), "SELECT pg_terminate_backend(pg_backend_pid())"),
+        lambda: insert_foreign(url, stop),
+    ]
+    read: list[list[int]] = [[], []]
+    threads = [Thread(target=write) for write in wild]
+    followers = [Thread(target=follow, args=(app, start, written, positions)) for positions in read]
+    for thread in (*followers, *threads):
+        thread.start()
+    sleep(ROUND_S)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    written.set()
+    for thread in followers:
+        thread.join()
+    stored = stored_after(url, start)
+    return sum(len(set(stored) - set(positions)) for positions in read)
+
+
+def append_ours(store: EventStore[Event], stop: Signal) -> None:
+    while not stop.is_set():
+        store.append([one_event(DUE_AT) for _ in range(3)])
+
+
+def hold(url: str, stop: Signal, chance: random.Random, end: str) -> None:
+    """Inserts, pauses inside the transaction, and ends it in that way."""
+    while not stop.is_set():
+        with suppress(psycopg.Error), psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("BEGIN")
+            connection.execute(HOLD, (uuid4(),))
+            sleep(chance.random() * 0.05)
+            connection.execute(end)
+
+
+def insert_foreign(url: str, stop: Signal) -> None:
+    with datastore(url, lock_free=True) as store:
+        recorder = PostgresApplicationRecorder(store, events_table_name="coupon_template_events")
+        recorder.create_table()
+        while not stop.is_set():
+            recorder.insert_events([StoredEvent(uuid4(), 1, "topic", STATE)])
+
+
+def follow(app: Application, start: int, written: Signal, positions: list[int]) -> None:
+    reader = LogReader(app.pool, start)
+    while True:
+        at_the_end = written.is_set()
+        page = reader.page(500)
+        positions += [row.position for row in page.rows]
+        if not page.rows and page.blocked_for is None and at_the_end:
+            return
+
+
+def highest(url: str) -> int:
+    return max(stored_after(url, 0), default=0)
+
+
+def stored_after(url: str, position: int) -> list[int]:
+    with psycopg.connect(url, autocommit=True) as connection:
+        statement = "SELECT notification_id FROM coupon_template_events WHERE notification_id > %s"
+        return [number for (number,) in connection.execute(statement, (position,))]
+
+
+# ── execute_many ─────────────────────────────────────────────────────────────────────────────────
+
+BULK = 40_000
+
+
+def in_bulk(server_url: str) -> Iterator[Figure]:
+    """One process, one thread."""
+    with application(server_url, 2) as app:
+        say(f"creating and ending {BULK:,} templates")
+        app.execute_many([a_template() for _ in range(3_000)])
+        creates = [a_template() for _ in range(BULK)]
+        yield at_least("execute_many, new templates", all_done(app, creates), "templates/s", 20_000)
+        ends = [TerminateCouponTemplate(command_id=uuid4(), template_id=c.template_id, shop_number=1) for c in creates]
+        yield at_least("execute_many, endings", all_done(app, ends), "templates/s", 25_000)
+
+
+def all_done(app: Application, commands: list[CreateCouponTemplate] | list[TerminateCouponTemplate]) -> float:
+    started = perf_counter()
+    outcomes = app.execute_many(commands)
+    seconds = perf_counter() - started
+    assert all(isinstance(outcome, Outcome) and outcome.events for outcome in outcomes)
+    return len(commands) / seconds
+
+
+def a_template() -> CreateCouponTemplate:
+    """With an id as we make them, version 7."""
+    now = datetime.now(UTC)
+    milliseconds = int(now.timestamp() * 1000)
+    number = milliseconds << 80 | 0x7 << 76 | random.getrandbits(12) << 64 | 0b10 << 62 | random.getrandbits(62)
+    return replace(template(now + timedelta(days=1)), template_id=UUID(int=number))
+
+
+# ── one execute ──────────────────────────────────────────────────────────────────────────────────
+
+SAMPLES = 1_000
+
+
+def one_execute(server_url: str, events: int) -> Iterator[Figure]:
+    with application(server_url, 2) as empty, application(server_url, 2) as full:
+        yield at_most("round trips of one execute", round_trips(empty), "statements", 2)
+        fill(full, events)
+        seconds: dict[Application, list[float]] = {empty: [], full: []}
+        say(f"{SAMPLES:,} executes each, at an empty log and at {events:,} events")
+        for _ in range(SAMPLES):
+            for app, several in seconds.items():
+                command = a_template()
+                started = perf_counter()
+                app.execute(command)
+                several.append(perf_counter() - started)
+        p50, reference = (1_000 * median(seconds[app]) for app in (full, empty))
+        ratio = p50 / reference
+        name = f"execute, p50 at {events:,} events to an empty log"
+        yield Figure(name, round(p50, 3), "ms", round(reference, 3), round(ratio, 2), "≤ 1.2 times", ratio <= 1.2)
+
+
+def fill(app: Application, events: int) -> None:
+    step = 100_000
+    with app.pool.connection() as connection:
+        connection.execute("SET statement_timeout = 0")
+        for done in range(0, events, step):
+            say(f"filling the log: {done:,} of {events:,}")
+            connection.execute(FILL, (STATE, min(step, events - done)))
+        connection.execute("VACUUM ANALYZE coupon_template_events")
+        connection.execute("CHECKPOINT")
+        connection.execute("RESET statement_timeout")
+
+
+def round_trips(app: Application) -> int:
+    sent: list[object] = []
+
+    class Counting(Cursor[TupleRow]):
+        def execute(self, query, *arguments, **options):  # type: ignore[no-untyped-def]
+            sent.append(query)
+            return super().execute(query, *arguments, **options)
+
+    with app.pool.connection() as one, app.pool.connection() as two:
+        connections = (one, two)
+    for connection in connections:
+        connection.cursor_factory = Counting
+    app.execute(a_template())
+    return len(sent)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

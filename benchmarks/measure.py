@@ -1,0 +1,127 @@
+"""What the benchmarks share: real servers, templates to fill a log with, and how figures are told.
+
+A figure is a line on stdout, progress goes to stderr. Absolute values move with the machine and its load; the ratio
+to a reference measured in the same run holds.
+"""
+
+import json
+import sys
+from argparse import ArgumentParser
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from math import ceil
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+from uuid import uuid4
+
+from coupon_clock.app import Application, ConsumeRule, CreateCouponTemplate, ReceiveRule, ThresholdAmount
+from coupon_clock.infrastructure.local.progress import shown
+from coupon_clock.infrastructure.local.servers import Broker, LocalServers, temporary_servers
+
+SHOP = 1
+FILL = 5_000
+"""Templates in one call of `execute_many`."""
+
+
+class Figure(NamedTuple):
+    """`reference`: the same thing done by others, in the same run; `ratio`: value to reference; `ok`: target met."""
+
+    name: str
+    value: float
+    unit: str
+    reference: float | None = None
+    ratio: float | None = None
+    target: str | None = None
+    ok: bool | None = None
+
+
+def at_most(name: str, value: float, unit: str, target: float | None, reference: float | None = None) -> Figure:
+    return _figure(name, value, unit, reference, "≤", target, None if target is None else value <= target)
+
+
+def at_least(name: str, value: float, unit: str, target: float | None, reference: float | None = None) -> Figure:
+    return _figure(name, value, unit, reference, "≥", target, None if target is None else value >= target)
+
+
+def _figure(
+    name: str, value: float, unit: str, reference: float | None, sign: str, target: float | None, ok: bool | None
+) -> Figure:
+    ratio = round(value / reference, 3) if reference else None
+    told = None if reference is None else _rounded(reference)
+    return Figure(name, _rounded(value), unit, told, ratio, None if target is None else f"{sign} {target:g}", ok)
+
+
+def _rounded(value: float) -> float:
+    """Four digits that count."""
+    return float(f"{value:.4g}")
+
+
+def _in_words(figure: Figure) -> str:
+    words = f"{figure.name}: {figure.value:g} {figure.unit}"
+    if figure.target:
+        words += f" (target {figure.target}{'' if figure.ok else ', MISSED'})"
+    if figure.reference is not None:
+        words += f", reference {figure.reference:g}, ratio {figure.ratio:g}"
+    return words
+
+
+def say(what: str) -> None:
+    print(f"{datetime.now():%H:%M:%S} {what}", file=sys.stderr, flush=True)  # noqa: DTZ005 - for a person's eyes
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """The smallest value that `share` of them do not exceed."""
+    return sorted(values)[max(0, ceil(len(values) * share) - 1)]
+
+
+def arguments(about: str | None) -> ArgumentParser:
+    parser = ArgumentParser(description=about)
+    parser.add_argument("--json", action="store_true", help="one JSON object a figure, on stdout")
+    return parser
+
+
+def tell(figures: Iterable[Figure], as_json: bool) -> int:
+    """Each as it comes. Answers with the exit code: 1 where a target was missed."""
+    missed = 0
+    for figure in figures:
+        print(json.dumps(figure._asdict(), ensure_ascii=False) if as_json else _in_words(figure), flush=True)
+        missed |= figure.ok is False
+    return missed
+
+
+@contextmanager
+def servers(broker: Broker) -> Iterator[LocalServers]:
+    """Throw-away ones, for as long as the block lasts."""
+    with (
+        TemporaryDirectory(prefix="coupon-clock-benchmark-", ignore_cleanup_errors=True) as folder,
+        shown() as progress,
+        temporary_servers(Path(folder), broker, progress) as running,
+    ):
+        yield running
+
+
+def template(valid_until: datetime) -> CreateCouponTemplate:
+    return CreateCouponTemplate(
+        command_id=uuid4(),
+        template_id=uuid4(),
+        shop_number=SHOP,
+        name="Spring sale",
+        source="shop",
+        target="all_products",
+        discount=ThresholdAmount(minimum_spend=1_000, amount_off=300),
+        receive_rule=ReceiveRule(limit_per_person=10),
+        consume_rule=ConsumeRule(hours_after_claim=48),
+        valid_from=datetime.now(UTC),
+        valid_until=valid_until,
+        stock=100,
+    )
+
+
+def create(app: Application, ends: Sequence[datetime]) -> None:
+    """One template for each of these ends."""
+    for start in range(0, len(ends), FILL):
+        for outcome in app.execute_many([template(end) for end in ends[start : start + FILL]]):
+            if isinstance(outcome, Exception):
+                raise outcome

@@ -1,0 +1,26 @@
+"""All projections. One is added by its file and a line here."""
+
+from typing import Any
+
+from coupon_clock.domain.errors import CouponError
+from coupon_clock.projections.projection import Projection
+from coupon_clock.projections.read_model import TEMPLATE_ROWS
+from coupon_clock.projections.shop_months import SHOP_MONTHS
+
+PROJECTIONS: tuple[Projection[Any], ...] = (TEMPLATE_ROWS, SHOP_MONTHS)
+
+
+class UnknownProjection(CouponError):
+    """There is no projection {name}: there are {known}."""
+
+    def __init__(self, name: str, known: str) -> None:
+        super().__init__(name, known)
+        self.name, self.known = name, known
+
+
+def projection_named(name: str) -> Projection[Any]:
+    """Raises UnknownProjection."""
+    for projection in PROJECTIONS:
+        if projection.name == name:
+            return projection
+    raise UnknownProjection(name, ", ".join(projection.name for projection in PROJECTIONS))

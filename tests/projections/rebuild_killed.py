@@ -1,0 +1,41 @@
+"""Rebuilds and dies, as by `kill -9`, right after the named step: python rebuild_killed.py STEP PROJECTION."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from coupon_clock.app import Application
+from coupon_clock.projections import rebuild, replay
+from coupon_clock.projections.projector import Projector
+from coupon_clock.projections.rebuild import Rebuild
+from coupon_clock.projections.replay import Replay
+
+STEPS: dict[str, tuple[Any, str]] = {
+    "preparing": (Rebuild, "prepare"),
+    "claiming": (Replay, "_claim"),
+    "writing a chunk": (Replay, "run_once"),
+    "replaying": (Rebuild, "replay"),
+    "indexing": (Rebuild, "complete"),
+    "catching up a batch": (Projector, "run_once"),
+    "catching up": (Rebuild, "_catch_up"),
+    "swapping": (rebuild, "swap"),
+}
+
+
+def die_after(owner: Any, name: str) -> None:
+    step: Callable[..., Any] = getattr(owner, name)
+
+    def dying(*arguments: Any, **named: Any) -> None:
+        step(*arguments, **named)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    setattr(owner, name, dying)
+
+
+if __name__ == "__main__":
+    replay.CHUNK = 10
+    die_after(*STEPS[sys.argv[1]])
+    with Application.open() as app:
+        app.rebuild(sys.argv[2])
