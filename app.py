@@ -57,7 +57,8 @@ from coupon_clock.projections.rebuild import Progress, RebuildOptions, Rebuilt, 
 from coupon_clock.projections.registry import PROJECTIONS, projection_named
 from coupon_clock.projections.rehearsal import Rehearsed, rehearse
 from coupon_clock.projections.shop_months import SHOP_MONTHS, MonthsPage
-from coupon_clock.projections.verify import ALARM, Difference, Part, verify
+from coupon_clock.projections.stored_rows import Difference
+from coupon_clock.projections.verify import ALARM, Part, verify
 
 __all__ = [
     "Application",

@@ -28,7 +28,8 @@ from coupon_clock.infrastructure.telemetry import log_to_stderr
 from coupon_clock.projections.check import Report
 from coupon_clock.projections.rebuild import RebuildOptions
 from coupon_clock.projections.registry import PROJECTIONS
-from coupon_clock.projections.verify import ALARM, Difference, Part
+from coupon_clock.projections.stored_rows import Difference
+from coupon_clock.projections.verify import ALARM, Part
 
 FOUND_SOMETHING = 1
 WRONG_USE = 2

@@ -26,8 +26,9 @@ from coupon_clock.infrastructure.settings import Settings
 
 log = structlog.get_logger()
 
-LEAST_RECEIVERS = 2
-"""One receives while the other waits at the broker. With several brokers one each, so that none is left unasked."""
+LEAST_RECEIVERS = 4
+"""A receive waits at one broker, so there must be as many as brokers, or one is left unasked. How many brokers there
+are shows only once they are reached; a receiver too many costs nothing."""
 SHORTEST_INVISIBLE = timedelta(seconds=10)
 SHORTEST_WAIT = timedelta(seconds=5)
 """The proxy raises shorter ones to these."""

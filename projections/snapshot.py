@@ -10,10 +10,8 @@ from operator import itemgetter
 from typing import Any
 from uuid import UUID
 
-import msgspec
 from psycopg import Connection, IsolationLevel
 from psycopg.rows import TupleRow
-from psycopg.types.json import set_json_loads
 
 from coupon_clock.domain.events import Event
 from coupon_clock.infrastructure.database import available, connect
@@ -52,7 +50,6 @@ def snapshot(settings: Settings, connections: int = 1) -> Iterator[list[Connecti
 
 
 def begin(stack: ExitStack, connection: Connection[TupleRow]) -> None:
-    set_json_loads(msgspec.json.decode, connection)
     connection.set_isolation_level(IsolationLevel.REPEATABLE_READ)
     connection.execute("SET statement_timeout = 0")
     stack.enter_context(connection.transaction())
@@ -96,11 +93,13 @@ class Alongside:
         self._pairs = pairs
         self._next = next(pairs, None)
 
-    def before(self, stream_id: UUID) -> Iterator[tuple[UUID, Any]]:
+    def before(self, stream_id: UUID) -> list[tuple[UUID, Any]]:
         """Those that the other sequence has passed without meeting them."""
+        passed = []
         while self._next is not None and self._next[0] < stream_id:
-            yield self._next
+            passed.append(self._next)
             self._next = next(self._pairs, None)
+        return passed
 
     def at(self, stream_id: UUID) -> Any:
         """The value for this id, None where there is none."""

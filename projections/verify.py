@@ -4,30 +4,27 @@ In one snapshot, so that it is right on a running system. Streams, rows and alar
 their ids, so that memory stays flat; only a projection with other keys is folded in memory, where its rows are few.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from datetime import datetime
-from itertools import starmap
 from random import Random
 from typing import Any, Protocol
 from uuid import UUID
 
-import msgspec
-from msgspec import Struct, field
-from msgspec.structs import astuple
+from msgspec import Struct
 from psycopg import Connection
 from psycopg.rows import TupleRow
-from sqlalchemy import BigInteger, Date, DateTime, Table, Text, Uuid
-from sqlalchemy.dialects.postgresql import JSONB
 
 from coupon_clock.domain.coupon_template import due_at, fold
 from coupon_clock.domain.errors import CouponError
 from coupon_clock.domain.events import Event
 from coupon_clock.infrastructure.event_store import Envelope, EventStore
 from coupon_clock.infrastructure.settings import Settings
-from coupon_clock.projections.projection import Key, Projection, position, same_shape
+from coupon_clock.projections.projection import Key, Projection, position
 from coupon_clock.projections.projector import applied
+from coupon_clock.projections.replay import folded
 from coupon_clock.projections.snapshot import ALL, LOG_TYPES, SOME, Alongside, copied, snapshot, streams
+from coupon_clock.projections.stored_rows import Difference, StoredRows
 
 ALARM = "alarm"
 
@@ -41,21 +38,6 @@ COPY (SELECT originator_id, originator_version, notification_id, state
 
 SINCE = "SELECT DISTINCT originator_id FROM coupon_template_events WHERE notification_id > %(since)s"
 SAMPLE = "SELECT DISTINCT {id} FROM {table} TABLESAMPLE SYSTEM (%(percent)s)"
-
-TYPES: dict[type, str] = {
-    Uuid: "uuid", BigInteger: "int8", Text: "text", DateTime: "timestamptz", Date: "date", JSONB: "jsonb"
-}  # fmt: skip
-
-
-class Difference(Struct, frozen=True):
-    """`table`'s row `id` has `is_value` in `column`, and the log says `should_be`; `column` "row" where one of the
-    two is missing. `id`: the stream's, or the row's key where that is another."""
-
-    table: str
-    id: UUID | str
-    column: str
-    is_value: object = field(name="is")
-    should_be: object
 
 
 class Part(Struct, frozen=True, kw_only=True):
@@ -106,9 +88,9 @@ def verify(
 class Check(Protocol):
     """Something that has at most one row a stream. Both are called in order of the ids."""
 
-    def of(self, stream_id: UUID, envelopes: list[Envelope[Event]]) -> Iterator[Difference]: ...
+    def of(self, stream_id: UUID, envelopes: list[Envelope[Event]]) -> Iterable[Difference]: ...
 
-    def rest(self) -> Iterator[Difference]: ...
+    def rest(self) -> Iterable[Difference]: ...
 
 
 def _differences(
@@ -130,24 +112,22 @@ class Rows:
     ) -> None:
         self._projection = projection
         self._checkpoint = position(connection, projection)
-        self._shape = Shape(projection)
-        rows = stack.enter_context(self._shape.rows(connection, ids))
+        self._stored = StoredRows(projection)
+        rows = stack.enter_context(self._stored.rows(connection, ids))
         self._live = Alongside((row[0], row) for row in rows)
 
-    def of(self, stream_id: UUID, envelopes: list[Envelope[Event]]) -> Iterator[Difference]:
-        yield from self._surplus(self._live.before(stream_id))
-        row = None
-        for envelope in envelopes:
-            if envelope.position <= self._checkpoint:
-                row = applied(self._projection, row, envelope)
-        yield from self._shape.differences(stream_id, self._live.at(stream_id), row)
+    def of(self, stream_id: UUID, envelopes: list[Envelope[Event]]) -> Iterable[Difference]:
+        surplus = self._surplus(self._live.before(stream_id))
+        if envelopes[-1].position > self._checkpoint:
+            envelopes = [envelope for envelope in envelopes if envelope.position <= self._checkpoint]
+        row = folded(self._projection, envelopes)
+        return surplus + self._stored.differences(stream_id, self._live.at(stream_id), row)
 
-    def rest(self) -> Iterator[Difference]:
+    def rest(self) -> Iterable[Difference]:
         return self._surplus(self._live.rest())
 
-    def _surplus(self, rows: Iterator[tuple[UUID, Any]]) -> Iterator[Difference]:
-        for stream_id, row in rows:
-            yield from self._shape.differences(stream_id, row, None)
+    def _surplus(self, rows: Iterable[tuple[UUID, Any]]) -> list[Difference]:
+        return [difference for stream_id, row in rows for difference in self._stored.differences(stream_id, row, None)]
 
 
 class Alarms:
@@ -159,18 +139,17 @@ class Alarms:
         alarms = copied(connection, statement, ("uuid", "timestamptz"), {"ids": ids})
         self._alarms = Alongside(stack.enter_context(alarms))
 
-    def of(self, stream_id: UUID, envelopes: list[Envelope[Event]]) -> Iterator[Difference]:
-        yield from self._surplus(self._alarms.before(stream_id))
+    def of(self, stream_id: UUID, envelopes: list[Envelope[Event]]) -> Iterable[Difference]:
+        surplus = self._surplus(self._alarms.before(stream_id))
         state = fold(envelope.event for envelope in envelopes)
         found, should_be = self._alarms.at(stream_id), due_at(state) if state else None
-        if found != should_be:
-            yield Difference(ALARM, stream_id, "due_at", found, should_be)
+        return surplus + ([] if found == should_be else [Difference(ALARM, stream_id, "due_at", found, should_be)])
 
-    def rest(self) -> Iterator[Difference]:
+    def rest(self) -> Iterable[Difference]:
         return self._surplus(self._alarms.rest())
 
-    def _surplus(self, alarms: Iterator[tuple[UUID, datetime]]) -> Iterator[Difference]:
-        return starmap(lambda stream_id, due: Difference(ALARM, stream_id, "due_at", due, None), alarms)
+    def _surplus(self, alarms: Iterable[tuple[UUID, datetime]]) -> list[Difference]:
+        return [Difference(ALARM, stream_id, "due_at", due, None) for stream_id, due in alarms]
 
 
 def _ids(
@@ -193,13 +172,13 @@ def _differences_by_key(
     connection: Connection[TupleRow], store: EventStore[Event], projection: Projection[Any]
 ) -> Iterator[Difference]:
     should_be = folded_by_key(connection, store, projection, position(connection, projection))
-    shape = Shape(projection)
-    with shape.rows(connection, None) as rows:
+    stored = StoredRows(projection)
+    with stored.rows(connection, None) as rows:
         for row in rows:
-            key = row[: shape.key_length]
-            yield from shape.differences(named(key), row, should_be.pop(key, None))
+            key = row[: stored.key_length]
+            yield from stored.differences(named(key), row, should_be.pop(key, None))
     for key, missing in should_be.items():
-        yield from shape.differences(named(key), None, missing)
+        yield from stored.differences(named(key), None, missing)
 
 
 def folded_by_key(
@@ -207,8 +186,8 @@ def folded_by_key(
 ) -> dict[Key, Any]:
     """All rows as of that position, in memory. Raises UnreadableEvent."""
     rows: dict[Key, Any] = {}
-    with copied(connection, IN_POSITION_ORDER, LOG_TYPES, {"position": until}) as stored:
-        for raw_id, version, at, state in stored:
+    with copied(connection, IN_POSITION_ORDER, LOG_TYPES, {"position": until}) as events:
+        for raw_id, version, at, state in events:
             envelope = store.envelope(UUID(bytes=raw_id), version, at, state)
             key = projection.key(envelope)
             rows[key] = applied(projection, rows.get(key), envelope)
@@ -217,53 +196,3 @@ def folded_by_key(
 
 def named(key: Key) -> str:
     return " / ".join(map(str, key))
-
-
-# ── rows as stored ───────────────────────────────────────────────────────────────────────────────
-
-
-class Shape:
-    """How a projection's rows are stored, so that most are compared by one comparison."""
-
-    def __init__(self, projection: Projection[Any]) -> None:
-        self._projection = projection
-        self._table: Table = projection.table(projection.name)
-        self._columns = projection.row.__struct_fields__
-        self._key = [column.name for column in self._table.primary_key.columns]
-        self._jsonb = [n for n, column in enumerate(self._table.columns) if isinstance(column.type, JSONB)]
-        self.key_length = len(self._key)
-
-    @contextmanager
-    def rows(self, connection: Connection[TupleRow], ids: list[UUID] | None) -> Iterator[Iterator[tuple[Any, ...]]]:
-        """Those that are live, in order of their keys."""
-        where = "" if ids is None else f"WHERE {self._key[0]} = ANY(%(ids)s::uuid[])"
-        statement = (
-            f"COPY (SELECT {', '.join(self._columns)} FROM {self._table.name} {where} "
-            f"ORDER BY {', '.join(self._key)}) TO STDOUT (FORMAT BINARY)"
-        )
-        types = [TYPES[type(column.type)] for column in self._table.columns]
-        with same_shape(self._projection), copied(connection, statement, types, {"ids": ids}) as rows:
-            yield rows
-
-    def differences(
-        self, row_id: UUID | str, found: tuple[Any, ...] | None, row: Struct | None
-    ) -> Iterator[Difference]:
-        if found is None or row is None:
-            if found is not None or row is not None:
-                yield Difference(self._projection.name, row_id, "row", _presence(found), _presence(row))
-            return
-        should_be = self._stored(row)
-        if found != should_be:
-            for column, value, wanted in zip(self._columns, found, should_be, strict=True):
-                if value != wanted:
-                    yield Difference(self._projection.name, row_id, column, value, wanted)
-
-    def _stored(self, row: Struct) -> tuple[Any, ...]:
-        values = list(astuple(row))
-        for n in self._jsonb:
-            values[n] = msgspec.to_builtins(values[n])
-        return tuple(values)
-
-
-def _presence(row: object) -> str:
-    return "missing" if row is None else "present"

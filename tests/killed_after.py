@@ -11,7 +11,7 @@ from coupon_clock.app import Application, Settings, broker_for
 from coupon_clock.infrastructure.alarms import Alarms
 from coupon_clock.infrastructure.event_store import EventStore
 from coupon_clock.infrastructure.reconciler import Reconciler
-from coupon_clock.projections import read_model
+from coupon_clock.projections import projector
 
 settings = Settings.load()
 broker = type(broker_for(settings))
@@ -24,7 +24,7 @@ STEPS: dict[str, list[tuple[Any, str]]] = {
     "appending the end": [(EventStore, "append")],
     "acknowledging": [(broker, "acknowledge")],
     "sweeping": [(Reconciler, "_sweep")],
-    "writing rows": [(read_model, "save_rows")],
+    "writing rows": [(projector, "save")],
 }
 
 

@@ -1,4 +1,4 @@
-"""RocketMQ's remoting protocol, as much of it as four administrative requests need.
+"""RocketMQ's remoting protocol, as much of it as a few administrative requests need.
 
 A frame is its length, its header's length (the upper byte says JSON), the header and the body; `mqadmin` says the same
 things, but takes a Java machine and 4.5 s for each. Source: org.apache.rocketmq.remoting.protocol in RocketMQ 5.5.
@@ -9,7 +9,8 @@ import socket
 import struct
 from typing import BinaryIO
 
-UPDATE_TOPIC, UPDATE_BROKER, ROUTE_OF_TOPIC, UPDATE_GROUP = 17, 25, 105, 200
+UPDATE_TOPIC, UPDATE_BROKER, ROUTE_OF_TOPIC, UPDATE_GROUP, CREATE_USER, CREATE_ACL = 17, 25, 105, 200, 3001, 3006
+ADMINISTRATION = (UPDATE_TOPIC, UPDATE_BROKER, ROUTE_OF_TOPIC, UPDATE_GROUP, CREATE_USER, CREATE_ACL)
 SUCCESS, TOPIC_NOT_EXIST = 0, 17
 PERMISSION_READ_WRITE = 6
 
@@ -41,6 +42,22 @@ def make_delay_topic(broker_port: int, topic: str, queues: int = 4) -> None:
 def make_group(broker_port: int, group: str) -> None:
     """Create a consumer group; nothing happens to one that exists."""
     request(broker_port, UPDATE_GROUP, {}, json.dumps({"groupName": group}).encode())
+
+
+def make_user(broker_port: int, name: str, password: str) -> None:
+    """Create a user who may do nothing yet."""
+    user = {"username": name, "password": password, "userType": "Normal", "userStatus": "enable"}
+    request(broker_port, CREATE_USER, {"username": name}, json.dumps(user).encode())
+
+
+def allow(broker_port: int, user: str, topic: str, group: str) -> None:
+    """Let a user publish to the topic, and receive from it as the group."""
+    entries = [
+        {"resource": f"Topic:{topic}", "actions": ["Pub", "Sub"], "sourceIps": [], "decision": "Allow"},
+        {"resource": f"Group:{group}", "actions": ["Sub"], "sourceIps": [], "decision": "Allow"},
+    ]
+    acl = {"subject": f"User:{user}", "policies": [{"policyType": "Custom", "entries": entries}]}
+    request(broker_port, CREATE_ACL, {"subject": f"User:{user}"}, json.dumps(acl).encode())
 
 
 def register_now(broker_port: int) -> None:

@@ -20,7 +20,7 @@ from coupon_clock.infrastructure.local.errors import (
 )
 from coupon_clock.infrastructure.local.folder_lock import locked
 from coupon_clock.infrastructure.local.progress import Progress, silent
-from coupon_clock.infrastructure.local.rocketmq_configuration import CLUSTER, Ports, configure
+from coupon_clock.infrastructure.local.rocketmq_configuration import CLUSTER, Credentials, Ports, configure
 from coupon_clock.infrastructure.local.rocketmq_jars import rocketmq_jars
 
 NAME_SERVER = "org.apache.rocketmq.namesrv.NamesrvStartup"
@@ -33,10 +33,11 @@ ROUTE_SECONDS = 20.0
 
 
 class LocalRocketMQ:
-    """One RocketMQ, in two processes that outlive whoever starts them."""
+    """One RocketMQ, in two processes that outlive whoever starts them. `owner`: where it is to refuse all others."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, owner: Credentials | None = None) -> None:
         self.folder = folder.resolve()
+        self._owner = owner
 
     @property
     def endpoints(self) -> str:
@@ -67,6 +68,15 @@ class LocalRocketMQ:
         except (OSError, remoting.Refused) as failure:
             raise ServerDidNotAnswer("RocketMQ", str(failure), self._log("broker")) from failure
 
+    def admit(self, user: Credentials, topic: str, group: str) -> None:
+        """Make a user who may publish to that topic, and receive from it as that group, and nothing else."""
+        broker = self._ports().broker
+        try:
+            remoting.make_user(broker, user.access_key, user.secret_key.get_secret_value())
+            remoting.allow(broker, user.access_key, topic, group)
+        except (OSError, remoting.Refused) as failure:
+            raise ServerDidNotAnswer("RocketMQ", str(failure), self._log("broker")) from failure
+
     def stop(self) -> None:
         """Stop it in order, which takes it 8 to 10 s."""
         with locked(self.folder):
@@ -93,7 +103,7 @@ class LocalRocketMQ:
 
     @property
     def _home(self) -> str:
-        return f"-Drocketmq.home.dir={self.folder}"
+        return home(self.folder)
 
     @property
     def _port_file(self) -> Path:
@@ -119,27 +129,15 @@ class LocalRocketMQ:
 
     def _launch(self, jars: Path) -> None:
         here = self._choose_ports()
-        configure(self.folder, here)
+        configure(self.folder, here, self._owner)
         empty(self.folder / "tmp")
-        java_with = partial(self._launch_one, [str(JAVA), *self._options(), "-cp", f"{jars}/*"])
+        java_with = partial(self._launch_one, java(self.folder, jars))
         # Side by side: the name server is ready long before the broker wants to register.
         name_server = java_with("name-server", "-Xmx64m", NAME_SERVER, "-c", "name-server.conf")
         broker = java_with("broker", "-Xms256m", "-Xmx512m", BROKER, *self._broker_arguments(here))
         self._await(name_server, "name-server", here.name_server)
         self._await(broker, "broker", here.grpc)
         until(lambda: registered(here), ROUTE_SECONDS)
-
-    def _options(self) -> list[str]:
-        return [
-            self._home,
-            f"-Duser.home={self.folder}",
-            f"-Djava.io.tmpdir={self.folder / 'tmp'}",  # native libraries are unpacked there, 13 MB at each start
-            "-XX:-UsePerfData",
-            "-XX:+UseSerialGC",
-            "-XX:TieredStopAtLevel=1",
-            "--enable-native-access=ALL-UNNAMED",
-            "--sun-misc-unsafe-memory-access=allow",
-        ]
 
     def _broker_arguments(self, here: Ports) -> list[str]:
         name_server = f"127.0.0.1:{here.name_server}"
@@ -161,6 +159,28 @@ class LocalRocketMQ:
 
     def _end_all(self) -> None:
         end([process for process in (self.process(), self._name_server()) if process], signal.SIGKILL, STOP_SECONDS)
+
+
+def home(folder: Path) -> str:
+    """The argument by which its processes are found again."""
+    return f"-Drocketmq.home.dir={folder}"
+
+
+def java(folder: Path, jars: Path) -> list[str]:
+    """The command for any of RocketMQ's programs, to be followed by its memory, its class and its arguments."""
+    return [
+        str(JAVA),
+        home(folder),
+        f"-Duser.home={folder}",
+        f"-Djava.io.tmpdir={folder / 'tmp'}",  # native libraries are unpacked there, 13 MB at each start
+        "-XX:-UsePerfData",
+        "-XX:+UseSerialGC",
+        "-XX:TieredStopAtLevel=1",
+        "--enable-native-access=ALL-UNNAMED",
+        "--sun-misc-unsafe-memory-access=allow",
+        "-cp",
+        f"{jars}/*",
+    ]
 
 
 def registered(here: Ports) -> bool:

@@ -14,7 +14,7 @@ from typing import Any, Self, TypeVar
 
 from coupon_clock.infrastructure.broker import BrokerUnavailable, Delivery
 from coupon_clock.infrastructure.rocketmq_client.access import Access
-from coupon_clock.infrastructure.rocketmq_client.errors import TopicIsNotDelay, failed_call, refusal
+from coupon_clock.infrastructure.rocketmq_client.errors import Busy, TopicIsNotDelay, failed_call, refusal
 from coupon_clock.infrastructure.rocketmq_client.library import library
 from coupon_clock.infrastructure.rocketmq_client.requests import Lane, Outgoing, Requests, delivery_of, receipt_of
 
@@ -24,6 +24,8 @@ TIMEOUT = 3.0
 """Seconds that RocketMQ has for one answer: the client's own default."""
 IN_FLIGHT = 128
 """Sends under way at once: fewer leave the broker idle, more gain nothing (measured)."""
+PAUSES = (0.1, 0.2, 0.4, 0.8)
+"""Seconds before a message is sent again to a broker that was too busy: it refuses what waited 0.2 s in its queue."""
 MOST_PER_RECEIVE = 32
 """The proxy never gives more."""
 MOST_PER_ACKNOWLEDGEMENT = 128
@@ -102,7 +104,7 @@ class Connection:
         """What became of each, None if stored."""
         places = self._places()
         waves = -(-len(messages) // IN_FLIGHT)
-        return self._run(self._send_all(messages, places), waves * TIMEOUT * len(places))
+        return self._run(self._send_all(messages, places), waves * (TIMEOUT * len(places) + sum(PAUSES)))
 
     def receive(self, lane: Lane, limit: int, invisible: int, wait: int) -> list[Delivery]:
         """Up to `limit`, not delivered again for `invisible` seconds, waiting up to `wait` seconds for the first."""
@@ -146,9 +148,19 @@ class Connection:
         async def send(message: Outgoing) -> BrokerUnavailable | None:
             async with gate:
                 turn = next(self._turns) % len(places)
-                return await self._send(self._requests.send(message), places[turn:] + places[:turn], metadata)
+                return await self._send_patiently(message, places[turn:] + places[:turn], metadata)
 
         return await asyncio.gather(*map(send, messages))
+
+    async def _send_patiently(self, message: Outgoing, places: list[Any], metadata: Any) -> BrokerUnavailable | None:
+        request = self._requests.send(message)
+        failure = await self._send(request, places, metadata)
+        for pause in PAUSES:
+            if not isinstance(failure, Busy):
+                break
+            await asyncio.sleep(pause)
+            failure = await self._send(request, places, metadata)
+        return failure
 
     async def _send(self, request: Any, places: list[Any], metadata: Any) -> BrokerUnavailable | None:
         """Stored by the first of the places that can."""

@@ -14,6 +14,15 @@ class Refused(BrokerUnavailable):
         self.text = text
 
 
+class Busy(BrokerUnavailable):
+    """RocketMQ is too busy to take more for a moment ({text}): the loops keep trying, and ends come by the sweep
+    meanwhile."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+
 class ClientNotInstalled(BrokerMisconfigured):
     """COUPON_CLOCK_ROCKETMQ_ENDPOINTS is set, but its client is not installed: pip install 'coupon-clock[rocketmq]'"""
 
@@ -109,6 +118,8 @@ def refusal(code: int, text: str, topic: str, group: str) -> BrokerUnavailable:
             return CredentialsRefused(topic, group, text)
         case 40_012:
             return DelayRefused(text)
+        case 42_900:
+            return Busy(text)
         case _:
             return Refused(code, text)
 

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from msgspec import Struct
+
 from coupon_clock.infrastructure.broker import Delivery
 from coupon_clock.infrastructure.rocketmq_client.access import Access
 from coupon_clock.infrastructure.rocketmq_client.library import library
@@ -24,7 +26,7 @@ class Lane(NamedTuple):
     endpoints: Any
 
 
-class Receipt(NamedTuple):
+class Receipt(Struct, frozen=True, gc=False):
     """What acknowledges a delivery, and where."""
 
     endpoints: Any

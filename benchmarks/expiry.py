@@ -1,0 +1,219 @@
+"""How punctual ends are, and what it costs: light load, many at one instant, the relay, the idle sweep, the neighbours.
+
+Lateness is read from PostgreSQL's clock after the append of the end has returned: when it was committed, not decided.
+One process runs all loops, with default settings; RocketMQ's own client is measured beside it. Six minutes.
+"""
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from math import ceil
+from statistics import median
+from time import monotonic, sleep
+from typing import Any
+
+import psycopg
+from measure import Figure, arguments, at_least, at_most, create, quantile, say, servers, tell
+from neighbour import Neighbour
+from raw_rocketmq import lateness, send
+
+from coupon_clock.app import Application, Settings, broker_for
+from coupon_clock.domain.events import Ended
+from coupon_clock.infrastructure.event_store import Append, Appended, Conflict, Record
+from coupon_clock.infrastructure.local.servers import LocalServers
+from coupon_clock.infrastructure.loop import be_punctual
+from coupon_clock.infrastructure.reconciler import Reconciler
+from coupon_clock.infrastructure.relay import Relay
+from coupon_clock.testing import throw_away_database
+
+LIGHT, LIGHT_EVERY_S = 300, 0.05
+MANY, VERY_MANY = 10_000, 100_000
+RELAYED, ROUNDS = 4_000, 5
+IDLE_ALARMS, IDLE_SWEEPS = 1_000_000, 300
+SENT_PER_S = 1_500
+"""Slower than the relay is, so that all messages are on their way before the instant."""
+PATIENCE_S = 60.0
+
+IDLE_TABLES = (
+    "CREATE TABLE plain AS SELECT gen_random_uuid() AS id, now() + interval '1 day' AS valid_until, false AS ended"
+    f" FROM generate_series(1, {IDLE_ALARMS})",
+    "CREATE INDEX ON plain (valid_until) WHERE NOT ended",
+    "INSERT INTO alarm SELECT id, valid_until FROM plain",
+    "VACUUM ANALYZE alarm, plain",
+)
+IDLE_UPDATE = "UPDATE plain SET ended = true WHERE NOT ended AND valid_until <= now()"
+
+
+# ── what is measured ─────────────────────────────────────────────────────────────────────────────
+
+
+def light_load(running: LocalServers) -> Iterator[Figure]:
+    say(f"light load: {LIGHT} ends, one every {LIGHT_EVERY_S} s")
+    with application(running, "light") as app, app.running():
+        start = datetime.now(UTC) + timedelta(seconds=15)
+        late = ended(app, [start + timedelta(seconds=n * LIGHT_EVERY_S) for n in range(LIGHT)])
+    say("light load, raw client")
+    first = ceil(datetime.now(UTC).timestamp()) + 8
+    raw = lateness(provisioned(running, "raw-light"), "raw-light", "raw-light", [first + n // 20 for n in range(LIGHT)])
+    for share, target in ((0.5, 5), (0.99, 20)):
+        ours, theirs = 1_000 * quantile(late, share), 1_000 * quantile(raw, share)
+        yield at_most(f"light load, end to committed, p{100 * share:.0f}", ours, "ms", target, theirs)
+
+
+def many_at_one_instant(running: LocalServers) -> Iterator[Figure]:
+    say(f"{MANY:,} ends at one instant")
+    with application(running, "many") as app, app.running():
+        late = ended(app, [instant_for(MANY)] * MANY)
+    say(f"{MANY:,} at one instant, raw client")
+    instant = ceil(instant_for(MANY).timestamp())
+    raw = lateness(provisioned(running, "raw-many"), "raw-many", "raw-many", [instant] * MANY)
+    yield at_most(f"{MANY:,} ends at one instant, the last committed", max(late), "s", 0.5, max(raw))
+
+
+def very_many_at_one_instant(running: LocalServers) -> Iterator[Figure]:
+    say(f"{VERY_MANY:,} ends at one instant, and a neighbour with 50 commands a second")
+    with application(running, "very-many") as app, app.running():
+        with Neighbour(app.settings.database()) as neighbour:
+            instant = instant_for(VERY_MANY)
+            late = ended(app, [instant] * VERY_MANY)
+        waits = neighbour.between(instant, instant + timedelta(seconds=max(late)))
+    p99 = 1_000 * quantile(waits, 0.99)
+    yield at_most(f"{VERY_MANY:,} ends at one instant, the last committed", max(late), "s", 5)
+    yield at_most("command from another process meanwhile, p99", p99, "ms", 200)
+
+
+def relay(running: LocalServers) -> Iterator[Figure]:
+    say(f"relay: {ROUNDS} rounds of {RELAYED:,}, alternating with the raw client")
+    endpoints = provisioned(running, "raw-relay")
+    in_half_an_hour = ceil(datetime.now(UTC).timestamp()) + 1_800
+    ours, raw = [], []
+    with application(running, "relay") as app:
+        broker = broker_for(app.settings)
+        for _ in range(ROUNDS):
+            raw.append(RELAYED / send(endpoints, "raw-relay", [in_half_an_hour] * RELAYED))
+            create(app, [datetime.now(UTC) + timedelta(minutes=30)] * RELAYED)
+            ours.append(RELAYED / relayed(Relay(app.alarms, broker, app._clock, app.settings.lead_time)))
+            say(f"relay {ours[-1]:,.0f}/s, raw {raw[-1]:,.0f}/s")
+        broker.close()
+    yield at_least("relay, alarms to stored messages", median(ours), "1/s", 0.8 * median(raw), median(raw))
+
+
+def relayed(relay: Relay) -> float:
+    """Seconds until it finds nothing more to do."""
+    started = monotonic()
+    while relay.run_once():
+        pass
+    return monotonic() - started
+
+
+def idle_sweep(running: LocalServers) -> Iterator[Figure]:
+    say(f"idle sweep over {IDLE_ALARMS:,} alarms")
+    with (
+        throw_away_database(running.postgres.url) as url,
+        Application.open(Settings.load(database_url=url)) as app,
+        psycopg.connect(url, autocommit=True) as connection,
+    ):
+        for statement in IDLE_TABLES:
+            connection.execute(statement)
+        reconciler = Reconciler(app.alarms, app.look_at, timedelta(seconds=1))
+        ours = median(seconds(reconciler.run_once) for _ in range(IDLE_SWEEPS))
+        plain = median(seconds(lambda: connection.execute(IDLE_UPDATE)) for _ in range(IDLE_SWEEPS))
+    yield at_most(f"idle sweep over {IDLE_ALARMS:,} alarms, median", 1_000 * ours, "ms", 1, 1_000 * plain)
+
+
+def seconds(call: Callable[[], object]) -> float:
+    started = monotonic()
+    call()
+    return monotonic() - started
+
+
+# ── how it is measured ───────────────────────────────────────────────────────────────────────────
+
+
+def provisioned(running: LocalServers, name: str) -> str:
+    """The endpoints of a RocketMQ with a topic and a group of that name."""
+    assert running.rocketmq
+    running.rocketmq.provision(name, name)
+    return running.rocketmq.endpoints
+
+
+@contextmanager
+def application(running: LocalServers, name: str) -> Iterator[Application]:
+    """On a database, a topic and a group of its own; all other settings are the defaults."""
+    endpoints = provisioned(running, name)
+    with throw_away_database(running.postgres.url) as url:
+        settings = Settings.load(
+            database_url=url, rocketmq_endpoints=endpoints, rocketmq_topic=name, rocketmq_group=name
+        )
+        with Application.open(settings) as app:
+            yield app
+
+
+def instant_for(count: int) -> datetime:
+    """Far enough for so many to be on their way before."""
+    return datetime.now(UTC) + timedelta(seconds=12 + count / SENT_PER_S)
+
+
+def ended(app: Application, ends: Sequence[datetime]) -> list[float]:
+    """Creates templates with these ends, waits until all have ended, and answers with their lateness in seconds."""
+    commits = Commits(app)
+    create(app, ends)
+    give_up_at = monotonic() + (max(ends) - datetime.now(UTC)).total_seconds() + PATIENCE_S
+    while commits.endings < len(ends) and monotonic() < give_up_at:
+        sleep(0.1)
+    late = commits.lateness()
+    say(f"{len(late):,} ended, {commits.by_cause()}")
+    assert len(late) == len(ends), "some did not end"
+    assert min(late) >= 0, "some ended early"
+    return late
+
+
+class Commits:
+    """Stands before the store's append, and notes PostgreSQL's time after each that ended something."""
+
+    def __init__(self, app: Application) -> None:
+        self.endings = 0
+        self._append = app.store.append
+        self._clock = psycopg.connect(app.settings.database(), autocommit=True)
+        self._noted: list[tuple[datetime, Record[Any]]] = []
+        app.store.append = self.append  # type: ignore[method-assign]
+
+    def append(self, appends: Sequence[Append[Any]]) -> list[Appended | Conflict]:
+        answers = self._append(appends)
+        (now,) = self._clock.execute("SELECT coupon_clock_now()", prepare=True).fetchone() or (None,)
+        stored = [a for a, answer in zip(appends, answers, strict=True) if isinstance(answer, Appended)]
+        ends = [(now, append.records[-1]) for append in stored if isinstance(append.records[-1].event, Ended)]
+        self._noted += ends
+        self.endings += len(ends)
+        return answers
+
+    def lateness(self) -> list[float]:
+        return [(at - record.event.ended_at).total_seconds() for at, record in self._noted]
+
+    def by_cause(self) -> dict[str, int]:
+        return Counter(record.cause for _, record in self._noted)
+
+
+MEASURES = {
+    "light": light_load,
+    "relay": relay,
+    "many": many_at_one_instant,
+    "sweep": idle_sweep,
+    "very-many": very_many_at_one_instant,
+}
+
+
+def main() -> int:
+    parser = arguments(__doc__)
+    parser.add_argument("measures", nargs="*", choices=[*MEASURES, []], help="by default all")
+    options = parser.parse_args()
+    be_punctual()
+    with servers("rocketmq") as running:
+        measures = options.measures or MEASURES
+        return tell((figure for name in measures for figure in MEASURES[name](running)), options.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,320 @@
+"""How fast projections are rebuilt, followed, queried and verified, beside the library's runner and PostgreSQL alone.
+
+    python benchmarks/projections.py [--json] [--events 1000000] [--rows 1000000] [--scale]
+
+Four events a template, of which one creates and one ends it. Everything that is compared runs on one server in one run.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from threading import Event as StopEvent
+from threading import Thread
+from time import perf_counter, sleep
+
+import psutil
+import psycopg
+from library_projection import library_rate
+from measure import Figure, arguments, at_least, at_most, quantile, say, servers, tell, template
+
+from coupon_clock.app import Application, Settings
+from coupon_clock.projections import tables
+from coupon_clock.projections.projector import Projector
+from coupon_clock.projections.read_model import TEMPLATE_ROWS, Filters
+from coupon_clock.testing import throw_away_database
+
+EVENTS_A_TEMPLATE = 4
+LAST_EVENT_AFTER = 5_000
+FILL = 50_000
+
+# As time-ordered UUIDs (version 7) are.
+ID = (
+    "(lpad(to_hex(1767225600000 + n), 12, '0') || '7' || substr(md5(n::text), 1, 3)"
+    " || '8' || substr(md5(n::text), 4, 15))"
+)
+
+# Templates are created one after the other, and each lives on for a while: so the events of a stream lie apart.
+GENERATE = f"""
+INSERT INTO coupon_template_events (originator_id, originator_version, topic, state)
+SELECT {ID}::uuid, version, 'CouponTemplate.' || kind,
+       convert_to('{{"event":{{"type":"CouponTemplate.' || kind || '","shop_number":' || 1 + n %% 100 || CASE kind
+           WHEN 'Created' THEN ',"template_id":"' || {ID}::uuid || '","name":"Spring sale ' || n || '","source":"shop",'
+               '"target":"all_products","goods":null,"discount":{{"type":"ThresholdAmount","minimum_spend":1000,'
+               '"amount_off":300}},"receive_rule":{{"limit_per_person":10,"usage_instructions":"One a person"}},'
+               '"consume_rule":{{"hours_after_claim":48,"explanation_of_unmet_conditions":""}},'
+               '"valid_from":"2026-01-01T00:00:00Z","valid_until":"2026-02-01T00:00:00Z","stock":100'
+           WHEN 'StockIncreased'  THEN ',"by":50'
+           WHEN 'ValidityChanged' THEN ',"valid_from":"2026-01-01T00:00:00Z","valid_until":"2026-03-01T00:00:00Z"'
+           WHEN 'Ended'           THEN ',"reason":"expired","ended_at":"2026-03-01T00:00:00Z"'
+       END || '}},"recorded_at":"2026-03-01T00:00:00.004321Z","command_id":"' || gen_random_uuid() || '"}}', 'UTF8')
+  FROM (SELECT step - later AS n, version, kind
+          FROM generate_series(%(first)s::bigint, %(last)s::bigint) AS step,
+               (VALUES (1, 'Created', 0), (2, 'StockIncreased', 50), (3, 'ValidityChanged', 500),
+                       (4, 'Ended', {LAST_EVENT_AFTER})) AS life (version, kind, later)
+         WHERE step - later BETWEEN 1 AND %(templates)s
+         ORDER BY step, version) AS happened
+"""
+
+SHOP_OF_MANY = 7
+MANY_ROWS = f"""
+INSERT INTO coupon_template
+SELECT md5(n::text)::uuid, CASE WHEN n <= 10000 THEN {SHOP_OF_MANY} ELSE 100 + n %% 500 END, 'Sale ' || n, 'shop',
+       'all_products', NULL, '{{"type": "FixedAmount", "amount_off": 1}}', '{{"limit_per_person": 1}}', '{{}}',
+       '2026-01-01Z', now() + (n %% 2 * 60 - 30) * interval '1 day', 1, NULL, NULL, 1, n
+  FROM generate_series(1, %s) AS n
+"""
+
+LIMIT_OUT = """
+COPY (SELECT originator_id, originator_version, notification_id, state FROM coupon_template_events
+       ORDER BY originator_id, originator_version) TO STDOUT (FORMAT BINARY)
+"""
+LIMIT_IN = "CREATE TABLE limit_rows AS SELECT * FROM coupon_template"
+LIMIT_INDEXES = """
+ALTER TABLE limit_rows ADD PRIMARY KEY (template_id);
+CREATE INDEX ON limit_rows (shop_number, template_id);
+CREATE INDEX ON limit_rows (shop_number, valid_until, template_id);
+ANALYZE limit_rows;
+DROP TABLE limit_rows;
+"""
+
+
+def main() -> int:
+    parser = arguments(__doc__)
+    parser.add_argument("--events", type=int, default=200_000)
+    parser.add_argument("--rows", type=int, default=200_000, help="in the table that pages are taken of")
+    parser.add_argument(
+        "--scale", action="store_true", help="also the time an event at 10 million events; takes minutes"
+    )
+    given = parser.parse_args()
+    with servers("memory") as running:
+        return tell(figures(running.postgres.url, given.events, given.rows, given.scale), given.json)
+
+
+def figures(server_url: str, events: int, rows: int, scale: bool) -> Iterator[Figure]:
+    with filled(server_url, events) as app:
+        yield from rebuilding(app, events)
+        yield memory(app)
+        yield readers_blocked(app)
+        yield verifying(app, events)
+        yield projecting(app)
+    with application(server_url) as app:
+        yield until_visible(app)
+    with application(server_url) as app:
+        yield from paging(app, rows)
+    if scale:
+        yield scaling(server_url)
+
+
+# ── rebuild ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def rebuilding(app: Application, events: int) -> Iterator[Figure]:
+    say("rebuilding")
+    app.rebuild()
+    rate = events / app.rebuild().seconds
+    say("COPY out, INSERT … SELECT, indexes")
+    limit = events / only_postgresql(app)
+    say("the library's ProjectionRunner")
+    with throw_away_database(app.settings.database()) as url:
+        library = library_rate(url, 5_000)
+    yield at_least("rebuild, with indexes", rate, "events/s", 200_000)
+    yield times("rebuild, to COPY out and INSERT … SELECT with indexes", rate, limit, 0.4)
+    yield times("rebuild, to the library's ProjectionRunner", rate, library, 110)
+
+
+def times(name: str, value: float, reference: float, least: float) -> Figure:
+    ratio = value / reference
+    return Figure(
+        name, round(value), "events/s", round(reference), round(ratio, 2), f"≥ {least:g} times", ratio >= least
+    )
+
+
+def only_postgresql(app: Application) -> float:
+    """Seconds for what no rebuild can do without: everything out, as many rows in, their indexes."""
+    with psycopg.connect(app.settings.database(), autocommit=True) as connection:
+        started = perf_counter()
+        with connection.cursor() as cursor, cursor.copy(LIMIT_OUT) as copy:
+            for _ in copy:
+                pass
+        connection.execute(LIMIT_IN)
+        connection.execute(LIMIT_INDEXES)
+        return perf_counter() - started
+
+
+def memory(app: Application) -> Figure:
+    """Of the command and its workers together, at their largest."""
+    say("memory of a rebuild")
+    process, largest = rebuild_command(app), 0
+    while process.poll() is None:
+        largest = max(largest, resident(process.pid))
+        sleep(0.02)
+    return at_most("rebuild, memory of all its processes", largest / 1e6, "MB", 300)
+
+
+def rebuild_command(app: Application) -> subprocess.Popen[bytes]:
+    environment = os.environ | {"COUPON_CLOCK_DATABASE_URL": app.settings.database()}
+    command = [sys.executable, "-m", "coupon_clock.cli", "rebuild"]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def resident(pid: int) -> int:
+    total = 0
+    try:
+        parent = psutil.Process(pid)
+        for process in (parent, *parent.children(recursive=True)):
+            total += process.memory_info().rss
+    except psutil.NoSuchProcess:
+        pass
+    return total
+
+
+def readers_blocked(app: Application) -> Figure:
+    """The longest query of a reader that never pauses, through a whole rebuild."""
+    say("readers during a rebuild")
+    process, longest = rebuild_command(app), 0.0
+    while process.poll() is None:
+        started = perf_counter()
+        app.page(1, limit=1)
+        longest = max(longest, perf_counter() - started)
+    return at_most("longest query during a rebuild", longest * 1e3, "ms", 100)
+
+
+def scaling(server_url: str) -> Figure:
+    seconds = {}
+    for events in (100_000, 10_000_000):
+        with filled(server_url, events) as app:
+            say(f"rebuilding {events:,} events")
+            seconds[events] = min(app.rebuild().seconds for _ in range(2)) / events
+    ratio = seconds[10_000_000] / seconds[100_000]
+    return at_most("time an event at 10 million, to that at 0.1 million", ratio, "times", 1.2)
+
+
+# ── verify ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def verifying(app: Application, events: int) -> Figure:
+    say("verifying")
+    started = perf_counter()
+    found = sum(1 for _ in app.verify(TEMPLATE_ROWS.name))
+    assert not found, f"{found} differences"
+    rows = events / EVENTS_A_TEMPLATE
+    return at_least("verify, four events a row", rows / (perf_counter() - started), "rows/s", 60_000)
+
+
+# ── the live projector ───────────────────────────────────────────────────────────────────────────
+
+PROJECTED = 100_000
+A_SECOND = 500
+SECONDS = 10
+
+
+def projecting(app: Application) -> Figure:
+    say("projecting from the beginning")
+    with app.pool.connection() as connection:
+        connection.execute("DROP TABLE coupon_template; DELETE FROM checkpoint WHERE name = 'coupon_template'")
+        tables.create(connection, TEMPLATE_ROWS)
+    projector = Projector(app.pool, app.store, TEMPLATE_ROWS)
+    started, followed = perf_counter(), 0
+    while followed < PROJECTED and (counts := projector.run_once()):
+        followed += counts["followed"]
+    return at_least("live projector", followed / (perf_counter() - started), "events/s", 20_000)
+
+
+def until_visible(app: Application) -> Figure:
+    """From the moment execute returns until find would show it, at a steady rate of commands."""
+    say(f"commit to visible row, {SECONDS} s at {A_SECOND} events/s")
+    stop = StopEvent()
+    committed: dict[int, float] = {}
+    visible: dict[int, float] = {}
+
+    def watch() -> None:
+        while not stop.wait(0.001):
+            with app.pool.connection() as connection:
+                found = connection.execute(
+                    "SELECT position FROM checkpoint WHERE name = 'coupon_template'", prepare=True
+                ).fetchone()
+            seen_at = perf_counter()
+            for position in [p for p in list(committed) if found and p <= found[0] and p not in visible]:
+                visible[position] = seen_at
+
+    with app.running(["projector"]), beside(stop, watch):
+        started = perf_counter()
+        for n in range(A_SECOND * SECONDS):
+            position = app.execute(template(datetime.now(UTC) + timedelta(days=1))).position
+            committed[position] = perf_counter()
+            sleep(max(0.0, started + (n + 1) / A_SECOND - perf_counter()))
+        while len(visible) < len(committed):
+            sleep(0.01)
+    took = [max(0.0, visible[position] - committed[position]) for position in committed]
+    return at_most("commit to visible row, p99", quantile(took, 0.99) * 1e3, "ms", 100)
+
+
+# ── queries ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def paging(app: Application, rows: int) -> Iterator[Figure]:
+    say(f"pages of a shop of 10,000 among {rows:,} rows")
+    with app.pool.connection() as connection:
+        connection.execute("SET statement_timeout = 0")
+        connection.execute(MANY_ROWS, (rows,))
+        connection.execute("ANALYZE coupon_template")
+    yield at_most("page, p99", p99_of_pages(app, Filters()), "ms", 5)
+    yield at_most("page, active only, p99", p99_of_pages(app, Filters(state="active")), "ms", 5)
+    yield at_most("page, name contains, p99", p99_of_pages(app, Filters(name_contains="99")), "ms", None)
+
+
+def p99_of_pages(app: Application, filters: Filters) -> float:
+    """In milliseconds, over three walks through the shop."""
+    took = []
+    for _ in range(3):
+        after = None
+        while True:
+            started = perf_counter()
+            page = app.page(SHOP_OF_MANY, filters, after)
+            took.append(perf_counter() - started)
+            after = page.after
+            if after is None:
+                break
+    return quantile(took, 0.99) * 1e3
+
+
+# ── what the above needs ─────────────────────────────────────────────────────────────────────────
+
+
+@contextmanager
+def application(server_url: str) -> Iterator[Application]:
+    with throw_away_database(server_url) as url, Application.open(Settings.load(database_url=url)) as app:
+        yield app
+
+
+@contextmanager
+def filled(server_url: str, events: int) -> Iterator[Application]:
+    """On a log of so many events."""
+    templates = events // EVENTS_A_TEMPLATE
+    with application(server_url) as app:
+        last = templates + LAST_EVENT_AFTER
+        with psycopg.connect(app.settings.database(), autocommit=True) as connection:
+            for first in range(1, last + 1, FILL):
+                say(f"filling the log, step {first:,} of {last:,}")
+                through = min(first + FILL - 1, last)
+                connection.execute(GENERATE, {"first": first, "last": through, "templates": templates})
+            connection.execute("VACUUM ANALYZE coupon_template_events")
+        yield app
+
+
+@contextmanager
+def beside(stop: StopEvent, work: Callable[[], None]) -> Iterator[None]:
+    thread = Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
