@@ -87,6 +87,7 @@ RELAY_POLL_S = 0.2
 FOLLOW_POLL_S = 0.05
 READ_POLL_S = 0.005
 LONGEST_STOP_S = 15
+LONGEST_REST_S = 0.5
 REARM_BATCH = 5_000
 
 NO_FILTERS = Filters()
@@ -408,7 +409,12 @@ class Application:
                 return [Loop(role, parts.reconciler.run_once, self.settings.sweep_interval, stop.wait)]
             case "projector":
                 return [
-                    Loop(role, projector.run_once, FOLLOW_POLL_S, projector.paced(self._log_grew.listener()))
+                    Loop(
+                        role,
+                        standing_aside(projector, parts.consumer),
+                        FOLLOW_POLL_S,
+                        projector.paced(self._log_grew.listener()),
+                    )
                     for projector in parts.projectors
                 ]
 
@@ -474,6 +480,16 @@ class Clockwork(Struct, frozen=True):
                 projector.release()
         except CouponError as error:
             log.warning("not released", action="stop", why=str(error))
+
+
+def standing_aside(projector: Projector, consumer: ExpiryConsumer) -> Callable[[], Counts]:
+    """Endings first: both need the interpreter, and rows can wait for the moment that a thousand ends take."""
+
+    def run_once() -> Counts:
+        consumer.stand_aside(LONGEST_REST_S)
+        return projector.run_once()
+
+    return run_once
 
 
 def join(threads: Sequence[Thread]) -> None:

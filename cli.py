@@ -23,6 +23,7 @@ from coupon_clock.domain.errors import CouponError
 from coupon_clock.importer import import_lines
 from coupon_clock.infrastructure.deadline import Done, NotDue
 from coupon_clock.infrastructure.doctor import examine
+from coupon_clock.infrastructure.loop import be_punctual
 from coupon_clock.infrastructure.settings import Settings
 from coupon_clock.infrastructure.telemetry import log_to_stderr
 from coupon_clock.projections.check import Report
@@ -79,8 +80,10 @@ def run(
     stop = Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    with Application.open() as app, app.running(roles):
-        stop.wait()
+    with Application.open() as app:
+        be_punctual()
+        with app.running(roles):
+            stop.wait()
 
 
 @cli.command("import")

@@ -17,7 +17,7 @@ CLAIM = """
        SELECT stream_id
          FROM alarm
         WHERE armed_at IS NULL
-          AND due_at <= coupon_clock_now() + %(ahead)s
+          AND due_at <= (SELECT coupon_clock_now() + %(ahead)s)
           AND (leased_until IS NULL OR leased_until <= coupon_clock_now())
         ORDER BY due_at
         LIMIT %(limit)s
@@ -57,10 +57,11 @@ REARM = """
 UPDATE alarm SET armed_at = NULL, leased_until = NULL FROM armed WHERE alarm.stream_id = armed.stream_id
 """
 
+# The time in a subquery, here and in CLAIM: being volatile, it would otherwise be compared row by row, with all alarms.
 OVERDUE = """
 SELECT stream_id, due_at
   FROM alarm
- WHERE due_at <= coupon_clock_now() - %(grace)s
+ WHERE due_at <= (SELECT coupon_clock_now() - %(grace)s)
    AND (due_at, stream_id) > (%(due_at)s, %(stream_id)s)
  ORDER BY due_at, stream_id
  LIMIT %(limit)s

@@ -83,6 +83,11 @@ class ExpiryConsumer:
         """All three steps once, without waiting: for tests and for a single thread."""
         return self.receive(NO_WAIT) + self.act(0.0) + self.acknowledge(0.0)
 
+    def stand_aside(self, longest: float) -> None:
+        """For work in the same process that can wait: returns once nothing is due, after `longest` seconds anyhow."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._is_acting(), longest)
+
     # ── receive ──────────────────────────────────────────────────────────────────────────────────
 
     def receive(self, wait: timedelta = LONG_POLL) -> Counts:

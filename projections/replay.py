@@ -60,7 +60,7 @@ UPDATE {shadow}_chunk
 RETURNING number, after, through
 """
 
-DONE = "UPDATE {shadow}_chunk SET events = %s WHERE number = %s AND %s IS NOT NULL"
+DONE = "UPDATE {shadow}_chunk SET events = %s WHERE number = %s AND claimed_by = %s AND events IS NULL"
 
 FREE = "UPDATE {shadow}_chunk SET claimed_by = NULL WHERE events IS NULL"
 

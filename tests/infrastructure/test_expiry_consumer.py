@@ -5,10 +5,12 @@ from uuid import uuid4
 
 import pytest
 
+from coupon_clock.domain.errors import OutcomeUnknown
 from coupon_clock.domain.events import Ended
 from coupon_clock.infrastructure.alarms import Alarms
 from coupon_clock.infrastructure.broker import Delivery, MemoryBroker
 from coupon_clock.infrastructure.database import DatabaseUnavailable
+from coupon_clock.infrastructure.deadline import TryAgain
 from coupon_clock.infrastructure.expiry_consumer import ExpiryConsumer
 from coupon_clock.infrastructure.messages import ExpiryDue, to_wire
 from coupon_clock.infrastructure.rejected import RejectedMessages
@@ -203,6 +205,45 @@ def test_while_postgresql_is_away_nothing_is_acknowledged_and_receiving_pauses(a
     consumer.act(0.0)
     assert is_ended(app, template)
     assert consumer.receive(NOW) == {"received": 1}
+
+
+def test_one_stream_that_cannot_be_looked_at_now_stops_neither_the_others_nor_receiving(app, inbox):
+    def look_at(stream_ids, cause):
+        return [
+            TryAgain(OutcomeUnknown(uuid4())) if stream_id == bad.template_id else answer
+            for stream_id, answer in zip(stream_ids, app.look_at(stream_ids, cause), strict=True)
+        ]
+
+    bad, good, later = (a_template(valid_until=NOON) for _ in range(3))
+    app.execute_many([good, later])
+    turn(app, EVENING)
+    consumer = consumer_of(app, inbox, look_at)
+    inbox.bodies = [due(bad), due(good)]
+    consumer.receive(NOW)
+
+    consumer.act(0.0)
+    assert is_ended(app, good)
+    inbox.bodies = [due(later)]
+    assert consumer.receive(NOW) == {"received": 1}
+    consumer.act(0.0)
+    assert is_ended(app, later)
+
+
+def test_an_unreadable_message_that_cannot_be_set_aside_yet_spoils_no_other(app, inbox):
+    template = a_template(valid_until=NOON)
+    app.execute(template)
+    turn(app, EVENING)
+    consumer = consumer_of(app, inbox)
+    inbox.bodies = [b"not JSON", due(template)]
+
+    def away(delivery, reason):
+        raise DatabaseUnavailable("it restarts")
+
+    consumer._rejected.add = away
+    with pytest.raises(DatabaseUnavailable):
+        consumer.receive(NOW)
+    consumer.act(0.0)
+    assert is_ended(app, template)
 
 
 MORNING_SOON = a_template().valid_from + timedelta(seconds=50)

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -21,14 +22,17 @@ from coupon_clock.projections import rebuild as rebuild_module
 from coupon_clock.projections import replay
 from coupon_clock.projections.read_model import TEMPLATE_ROWS
 from coupon_clock.projections.rebuild import (
+    Rebuild,
     RebuildOptions,
     RebuildRunning,
     ShadowOfOtherFold,
     SwapBlocked,
+    in_silence,
     only_rebuild,
 )
 from coupon_clock.projections.registry import PROJECTIONS
 from coupon_clock.projections.replay import Pace
+from coupon_clock.projections.replay_process import workers
 from coupon_clock.projections.swap import swap
 from deadlines import eventually
 from examples import EVENING, SHOP, a_template, increase
@@ -160,6 +164,33 @@ def busy(app) -> Iterator[Callable[[], int]]:
         thread.join()
 
 
+@pytest.fixture
+def prepared(app, settings) -> Callable[[], Any]:
+    """A rebuild that has decided its position, and holds the right to go on."""
+
+    @contextmanager
+    def begun() -> Iterator[Rebuild]:
+        with only_rebuild(settings, TEMPLATE_ROWS) as connection:
+            work = Rebuild(settings, app.pool, app.store, TEMPLATE_ROWS, RebuildOptions(), in_silence, connection)
+            work.prepare()
+            yield work
+
+    return begun
+
+
+def test_what_happens_after_the_position_was_decided_is_applied_once(app, prepared):
+    known, new = a_template(stock=10, valid_until=EVENING), a_template(stock=10, valid_until=EVENING)
+    app.execute(known)
+    with prepared() as work, workers(0) as nobody:
+        app.execute_many([new, *(increase(template.template_id, by=5) for template in (known, new))])
+        work.replay(nobody)
+        work.complete()
+        work.swap_in()
+
+    assert {view.stock for view in app.page(SHOP).views} == {15}
+    assert list(app.verify("coupon_template")) == []
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_commands_and_projectors_run_on_and_no_event_is_lost(app, busy, name):
     given = a_template(valid_until=EVENING)
@@ -258,15 +289,11 @@ def resumed(app: Application, name: str) -> bool:
     return True
 
 
-def test_a_worker_that_is_killed_leaves_its_chunks_to_the_others(app, database_url, settings):
+def test_a_worker_that_is_killed_leaves_its_chunks_to_the_others(app, database_url, prepared):
     given_a_history(app)
     made = rows(database_url)
-    with only_rebuild(settings, TEMPLATE_ROWS) as connection:
-        work = rebuild_module.Rebuild(
-            settings, app.pool, app.store, TEMPLATE_ROWS, RebuildOptions(), rebuild_module.in_silence, connection
-        )
-        work.prepare()
-        dead = replay.Replay(connection, app.store, TEMPLATE_ROWS, 0)
+    with prepared() as work:
+        dead = replay.Replay(work._connection, app.store, TEMPLATE_ROWS, 0)
         assert dead._claim()
 
     app.rebuild(options=RESUME)
@@ -274,16 +301,12 @@ def test_a_worker_that_is_killed_leaves_its_chunks_to_the_others(app, database_u
     assert rows(database_url) == made
 
 
-def test_one_that_was_taken_over_writes_nothing_more(app, database_url, settings):
+def test_one_that_was_taken_over_writes_nothing_more(app, database_url, prepared):
     given_a_history(app)
-    with only_rebuild(settings, TEMPLATE_ROWS) as connection:
-        work = rebuild_module.Rebuild(
-            settings, app.pool, app.store, TEMPLATE_ROWS, RebuildOptions(), rebuild_module.in_silence, connection
-        )
-        work.prepare()
-        asleep = replay.Replay(connection, app.store, TEMPLATE_ROWS, 1_000)
+    with prepared() as work:
+        asleep = replay.Replay(work._connection, app.store, TEMPLATE_ROWS, 1_000)
         claimed = asleep._claim()
-        replay.free(connection, TEMPLATE_ROWS.shadow)
+        replay.free(work._connection, TEMPLATE_ROWS.shadow)
         asleep._claim = lambda: claimed
         with pytest.raises(replay.ShadowTakenOver):
             asleep.run_once()

@@ -6,9 +6,10 @@ from uuid import UUID
 import pytest
 from history import given_a_history, run_sql
 
+from coupon_clock.projections import alarm_table
 from coupon_clock.projections.registry import UnknownProjection
 from coupon_clock.projections.verify import NotInParts, Part
-from examples import EVENING, NOON, SHOP, a_template
+from examples import EVENING, NOON, SHOP, a_template, terminate
 
 
 def differences(app, name: str | None = None, **part):
@@ -143,3 +144,20 @@ def test_the_alarms_are_mended_in_place(app, database_url):
     with app.pool.connection() as connection:
         armed = connection.execute("SELECT stream_id FROM alarm WHERE armed_at IS NOT NULL").fetchall()
     assert armed == [(right.template_id,)]
+
+
+def test_an_end_that_comes_while_its_alarm_is_being_mended_is_seen_at_a_second_look(app, database_url, monkeypatch):
+    template = a_template(valid_until=EVENING)
+    app.execute(template)
+    run_sql(database_url, "DELETE FROM alarm")
+    read = alarm_table._due
+
+    def read_and_then_it_ends(*arguments):
+        due = list(read(*arguments))
+        app.execute(terminate(template.template_id))
+        return due
+
+    monkeypatch.setattr(alarm_table, "_due", read_and_then_it_ends)
+    app.mend_alarms()
+
+    assert differences(app, "alarm") == []
