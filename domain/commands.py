@@ -13,7 +13,7 @@ from coupon_clock.domain.discount import Discount
 from coupon_clock.domain.events import ConsumeRule, ReceiveRule
 
 
-class CreateCouponTemplate(Struct, frozen=True, kw_only=True):
+class CreateCouponTemplate(Struct, frozen=True, gc=False, kw_only=True):
     """Field by field as imported lines have them; the rules are in rules.py, all broken ones are reported at once."""
 
     command_id: UUID
@@ -33,7 +33,7 @@ class CreateCouponTemplate(Struct, frozen=True, kw_only=True):
     expected_version: int | None = None
 
 
-class IncreaseStock(Struct, frozen=True, kw_only=True):
+class IncreaseStock(Struct, frozen=True, gc=False, kw_only=True):
     command_id: UUID
     template_id: UUID
     shop_number: int
@@ -42,7 +42,7 @@ class IncreaseStock(Struct, frozen=True, kw_only=True):
     expected_version: int | None = None
 
 
-class ChangeValidity(Struct, frozen=True, kw_only=True):
+class ChangeValidity(Struct, frozen=True, gc=False, kw_only=True):
     """Both ends of the window; aware times."""
 
     command_id: UUID
@@ -54,7 +54,7 @@ class ChangeValidity(Struct, frozen=True, kw_only=True):
     expected_version: int | None = None
 
 
-class TerminateCouponTemplate(Struct, frozen=True, kw_only=True):
+class TerminateCouponTemplate(Struct, frozen=True, gc=False, kw_only=True):
     command_id: UUID
     template_id: UUID
     shop_number: int
@@ -62,7 +62,7 @@ class TerminateCouponTemplate(Struct, frozen=True, kw_only=True):
     expected_version: int | None = None
 
 
-class ExpireCouponTemplate(Struct, frozen=True, kw_only=True):
+class ExpireCouponTemplate(Struct, frozen=True, gc=False, kw_only=True):
     """Internal: look whether the template is due. No shop scope; ends it only at or after `valid_until`."""
 
     command_id: UUID

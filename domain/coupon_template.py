@@ -26,7 +26,7 @@ from coupon_clock.domain.events import Created, Ended, EndReason, Event, StockIn
 from coupon_clock.domain.validity import utc
 
 
-class CouponTemplate(Struct, frozen=True):
+class CouponTemplate(Struct, frozen=True, gc=False):
     """`created` as it was; `valid_from`, `valid_until`, `stock` as they are; `version` events so far."""
 
     created: Created

@@ -6,20 +6,20 @@ Stored within events, so the tags are explicit, and every rule is in rules.py.
 from msgspec import Struct
 
 
-class FixedAmount(Struct, frozen=True, tag="FixedAmount"):
+class FixedAmount(Struct, frozen=True, gc=False, tag="FixedAmount"):
     """`amount_off`, whatever is spent."""
 
     amount_off: int
 
 
-class ThresholdAmount(Struct, frozen=True, tag="ThresholdAmount"):
+class ThresholdAmount(Struct, frozen=True, gc=False, tag="ThresholdAmount"):
     """`amount_off` once `minimum_spend` is reached."""
 
     minimum_spend: int
     amount_off: int
 
 
-class Percentage(Struct, frozen=True, tag="Percentage"):
+class Percentage(Struct, frozen=True, gc=False, tag="Percentage"):
     """`percent_off` once `minimum_spend` is reached, up to `maximum_discount`."""
 
     percent_off: int

@@ -13,14 +13,14 @@ from msgspec import Struct
 from coupon_clock.domain.discount import Discount
 
 
-class ReceiveRule(Struct, frozen=True):
+class ReceiveRule(Struct, frozen=True, gc=False):
     """Who may receive a coupon, and how it is used."""
 
     limit_per_person: int
     usage_instructions: str = ""
 
 
-class ConsumeRule(Struct, frozen=True):
+class ConsumeRule(Struct, frozen=True, gc=False):
     """`hours_after_claim`: how long a claimed coupon lasts, None for as long as its template."""
 
     hours_after_claim: int | None = None
@@ -32,7 +32,7 @@ class EndReason(StrEnum):
     TERMINATED = "terminated"
 
 
-class Created(Struct, frozen=True, kw_only=True, tag="CouponTemplate.Created"):
+class Created(Struct, frozen=True, gc=False, kw_only=True, tag="CouponTemplate.Created"):
     """A shop offers coupons in [valid_from, valid_until), both aware UTC."""
 
     template_id: UUID
@@ -49,18 +49,18 @@ class Created(Struct, frozen=True, kw_only=True, tag="CouponTemplate.Created"):
     stock: int
 
 
-class StockIncreased(Struct, frozen=True, tag="CouponTemplate.StockIncreased"):
+class StockIncreased(Struct, frozen=True, gc=False, tag="CouponTemplate.StockIncreased"):
     shop_number: int
     by: int
 
 
-class ValidityChanged(Struct, frozen=True, tag="CouponTemplate.ValidityChanged"):
+class ValidityChanged(Struct, frozen=True, gc=False, tag="CouponTemplate.ValidityChanged"):
     shop_number: int
     valid_from: datetime
     valid_until: datetime
 
 
-class Ended(Struct, frozen=True, tag="CouponTemplate.Ended"):
+class Ended(Struct, frozen=True, gc=False, tag="CouponTemplate.Ended"):
     """The last event of a stream. `ended_at`: `valid_until` when expired, the moment of deciding when terminated."""
 
     shop_number: int

@@ -29,7 +29,7 @@ class BrokerMisconfigured(BrokerUnavailable):
     """{reason}"""
 
 
-class Delivery(Struct, frozen=True):
+class Delivery(Struct, frozen=True, gc=False):
     """One received message. `receipt` is the broker's own, opaque to all others."""
 
     message_id: str

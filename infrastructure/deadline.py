@@ -10,13 +10,13 @@ from coupon_clock.domain.errors import CouponError
 from coupon_clock.infrastructure.event_store import Cause
 
 
-class Done(Struct, frozen=True):
+class Done(Struct, frozen=True, gc=False):
     """Nothing is left to do: it was ended by this look (`ended_now`), or before."""
 
     ended_now: bool
 
 
-class NotDue(Struct, frozen=True):
+class NotDue(Struct, frozen=True, gc=False):
     """Too early, or moved: due at `due_at`."""
 
     due_at: datetime

@@ -12,7 +12,7 @@ from coupon_clock.domain.errors import CouponError
 VERSION: Literal[1] = 1
 
 
-class ExpiryDue(Struct, frozen=True, tag="ExpiryDue"):
+class ExpiryDue(Struct, frozen=True, gc=False, tag="ExpiryDue"):
     """Look at `stream_id` at `due_at` (aware UTC). What happens then is decided from the log, never from this."""
 
     stream_id: UUID
