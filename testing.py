@@ -21,7 +21,7 @@ from coupon_clock.infrastructure.broker import MemoryBroker
 from coupon_clock.infrastructure.loop import Counts
 from coupon_clock.infrastructure.schema import MIGRATIONS
 from coupon_clock.infrastructure.settings import Settings
-from coupon_clock.projections import read_model
+from coupon_clock.projections.registry import PROJECTIONS
 
 TURNABLE = """
 CREATE TABLE IF NOT EXISTS turned_clock (at timestamptz);
@@ -105,7 +105,8 @@ def in_database(server_url: str, name: str) -> str:
 
 
 def _template(server_url: str) -> str:
-    shape = "".join(MIGRATIONS) + repr(read_model.LIVE) + str(read_model.FOLD_VERSION)
+    tables = [(repr(projection.table(projection.name)), projection.fold_version) for projection in PROJECTIONS]
+    shape = "".join(MIGRATIONS) + str(tables)
     name = f"coupon_clock_template_{sha256(shape.encode()).hexdigest()[:16]}"
     with psycopg.connect(server_url, autocommit=True) as connection:
         connection.execute("SELECT pg_advisory_lock(%s)", (TEMPLATE_LOCK,))

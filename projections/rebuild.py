@@ -30,7 +30,7 @@ from coupon_clock.projections.projection import Projection
 from coupon_clock.projections.projector import Projector
 from coupon_clock.projections.replay import Pace, Replay
 from coupon_clock.projections.replay_process import Job, Workers, workers
-from coupon_clock.projections.swap import clear_away, exists, holders, swap
+from coupon_clock.projections.swap import OldTableInUse, clear_away, exists, holders, swap
 from coupon_clock.projections.tables import complete, create_bare
 
 CATCH_UP_BATCH = 10_000
@@ -127,8 +127,8 @@ def rebuild(
     options: RebuildOptions,
     progress: Progress,
 ) -> Rebuilt:
-    """Until the new rows are live. Raises RebuildRunning, ShadowOfOtherFold, SwapBlocked, UnreadableEvent,
-    DatabaseUnavailable; the live ones are then as they were."""
+    """Until the new rows are live. Raises RebuildRunning, ShadowOfOtherFold, SwapBlocked, OldTableInUse (of the rebuild
+    before), UnreadableEvent, DatabaseUnavailable; the live ones are then as they were."""
     started = monotonic()
     with available(), only_rebuild(settings, projection) as connection:
         helpers = further_processes(options, projection, end_of_log(pool))
@@ -139,7 +139,10 @@ def rebuild(
                 work.replay(others)
                 work.complete()
         position = work.swap_in()
-        clear_away(connection, projection, options.keep_old)
+        try:
+            clear_away(connection, projection, options.keep_old)
+        except OldTableInUse as error:
+            log.warning("live, but the old table stays", action="rebuild", why=str(error))
     return Rebuilt(projection.name, position, work.events, monotonic() - started)
 
 

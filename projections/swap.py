@@ -3,8 +3,10 @@
 from typing import Any
 
 from psycopg import Connection
+from psycopg.errors import DependentObjectsStillExist
 from psycopg.rows import TupleRow
 
+from coupon_clock.domain.errors import CouponError
 from coupon_clock.infrastructure.schema import one
 from coupon_clock.projections.projection import Projection
 
@@ -77,8 +79,25 @@ def kept(projection: Projection[Any]) -> str:
     return f"{projection.name}_old"
 
 
+class OldTableInUse(CouponError):
+    """Something depends on {table}, the rows before the last rebuild: make it anew on {name}, then DROP TABLE {table}.
+    PostgreSQL says: {reason}."""
+
+    def __init__(self, name: str, table: str, reason: str) -> None:
+        super().__init__(name, table, reason)
+        self.name, self.table, self.reason = name, table, reason
+
+
 def clear_away(connection: Connection[TupleRow], projection: Projection[Any], keep: bool) -> None:
-    """After the swap, so that removing the files of a big table holds up nobody."""
+    """After the swap, so that removing the files of a big table holds up nobody. Raises OldTableInUse."""
+    try:
+        _clear_away(connection, projection, keep)
+    except DependentObjectsStillExist as error:
+        reason = error.diag.message_detail or str(error)
+        raise OldTableInUse(projection.name, outgoing(projection), reason) from error
+
+
+def _clear_away(connection: Connection[TupleRow], projection: Projection[Any], keep: bool) -> None:
     if keep and exists(connection, outgoing(projection)):
         with connection.transaction():
             connection.execute(f"DROP TABLE IF EXISTS {kept(projection)}")

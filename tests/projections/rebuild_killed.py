@@ -15,6 +15,7 @@ from coupon_clock.projections.replay import Replay
 STEPS: dict[str, tuple[Any, str]] = {
     "preparing": (Rebuild, "prepare"),
     "claiming": (Replay, "_claim"),
+    "noting a chunk as done": (Replay, "_write"),
     "writing a chunk": (Replay, "run_once"),
     "replaying": (Rebuild, "replay"),
     "indexing": (Rebuild, "complete"),
@@ -22,6 +23,10 @@ STEPS: dict[str, tuple[Any, str]] = {
     "catching up": (Rebuild, "_catch_up"),
     "swapping": (rebuild, "swap"),
 }
+
+
+INSTEAD = ("noting a chunk as done",)
+"""What is done just before the method, which is not done any more."""
 
 
 def die_after(owner: Any, name: str) -> None:
@@ -34,8 +39,13 @@ def die_after(owner: Any, name: str) -> None:
     setattr(owner, name, dying)
 
 
+def die_instead_of(owner: Any, name: str) -> None:
+    setattr(owner, name, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+
+
 if __name__ == "__main__":
     replay.CHUNK = 10
-    die_after(*STEPS[sys.argv[1]])
+    die = die_instead_of if sys.argv[1] in INSTEAD else die_after
+    die(*STEPS[sys.argv[1]])
     with Application.open() as app:
         app.rebuild(sys.argv[2])

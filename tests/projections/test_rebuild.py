@@ -33,13 +33,13 @@ from coupon_clock.projections.rebuild import (
 from coupon_clock.projections.registry import PROJECTIONS
 from coupon_clock.projections.replay import Pace
 from coupon_clock.projections.replay_process import workers
-from coupon_clock.projections.swap import swap
+from coupon_clock.projections.swap import OldTableInUse, swap
 from deadlines import eventually
 from examples import EVENING, SHOP, a_template, increase
 
 NAMES = [projection.name for projection in PROJECTIONS]
 RESUME = RebuildOptions(resume=True)
-IN_REPLAY = ("claiming", "writing a chunk", "replaying", "indexing")
+IN_REPLAY = ("claiming", "noting a chunk as done", "writing a chunk", "replaying", "indexing")
 
 
 @pytest.fixture(autouse=True)
@@ -118,6 +118,19 @@ def test_the_old_table_can_be_kept(app, database_url):
 
     assert len(rows(database_url, "coupon_template_old")) == len(rows(database_url))
     assert list(app.verify()) == []
+
+
+def test_a_view_on_the_old_table_is_told_and_keeps_the_next_rebuild_from_beginning(app, database_url):
+    given_a_history(app)
+    run_sql(database_url, "CREATE VIEW ours AS SELECT name FROM coupon_template")
+    app.rebuild()
+    assert list(app.verify()) == []
+
+    with pytest.raises(OldTableInUse, match="view ours"):
+        app.rebuild()
+
+    run_sql(database_url, "DROP VIEW ours")
+    app.rebuild()
 
 
 def test_a_rehearsal_reads_everything_and_writes_nothing(app, database_url):
