@@ -290,7 +290,8 @@ def status(folder: Folder = DEFAULT_FOLDER, env: EnvOption = False, as_json: Jso
         if as_json:
             print_json(row._asdict())
         elif not env:
-            out.print(f"{row.name}: {f'running, pid {row.pid}, {row.address}' if row.running else 'not running'}")
+            state = f"running, pid {row.pid}, {row.address}" if row.running else "not running"
+            out.print(f"{row.name}: {state}", soft_wrap=True)
     raise typer.Exit(0 if all(row.running for row in rows) else FOUND_SOMETHING)
 
 

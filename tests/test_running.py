@@ -201,3 +201,19 @@ def test_a_process_killed_right_after_any_step_leaves_nothing_undone(live, step,
     with live.running():
         wait_until_all_ended(live, templates)
         then_all_ended_once_and_not_early(live, templates)
+
+
+@pytest.mark.parametrize("broker_settings", ["memory"], indirect=True)
+def test_a_stopped_projector_is_replaced_and_harmless_when_it_wakes(live):
+    with another_process(live, "--role", "projector") as process:
+        first = live.execute(ending_in(3600))
+        live.find(SHOP, first.template_id, at_least=first.position, timeout=30)
+        process.send_signal(signal.SIGSTOP)
+
+        with live.running(["projector"]):
+            second = live.execute(ending_in(3600))
+            live.find(SHOP, second.template_id, at_least=second.position, timeout=30)
+            process.send_signal(signal.SIGCONT)
+            third = live.execute(ending_in(3600))
+            live.find(SHOP, third.template_id, at_least=third.position, timeout=30)
+    assert list(live.verify()) == []
