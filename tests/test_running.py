@@ -189,10 +189,18 @@ ENDING_ROLES = "relay,consumer,reconciler"
         ("appending the end", ENDING_ROLES),
         ("acknowledging", ENDING_ROLES),
         ("sweeping", "reconciler"),
-        ("writing rows", "projector"),
     ],
 )
 def test_a_process_killed_right_after_any_step_leaves_nothing_undone(live, step, roles):
+    killed_after_then_all_ended(live, step, roles)
+
+
+@pytest.mark.parametrize("broker_settings", ["memory"], indirect=True)
+def test_a_projector_killed_after_writing_rows_leaves_the_rows_to_another(live):
+    killed_after_then_all_ended(live, "writing rows", "projector")
+
+
+def killed_after_then_all_ended(live: Application, step: str, roles: str) -> None:
     templates = [ending_in(2) for _ in range(20)]
     live.execute_many(templates)
     process = started(live, str(KILLED_AFTER), step, roles)
