@@ -40,7 +40,7 @@ from coupon_clock.infrastructure.execution import Decider, Execution, Outcome
 from coupon_clock.infrastructure.expiry_consumer import ExpiryConsumer
 from coupon_clock.infrastructure.follower import Batch, Follower
 from coupon_clock.infrastructure.loop import Bell, Counts, Loop
-from coupon_clock.infrastructure.messages import UnreadableMessage, from_wire
+from coupon_clock.infrastructure.messages import ExpiryDue, UnreadableMessage, from_wire
 from coupon_clock.infrastructure.reconciler import Reconciler
 from coupon_clock.infrastructure.rejected import Rejected, RejectedMessages
 from coupon_clock.infrastructure.relay import Relay
@@ -320,15 +320,9 @@ class Application:
 
     def retry_rejected(self, messages: Sequence[Rejected]) -> list[Answer]:
         """Looks at the templates that these messages mean, now; those that are no readable message are Unanswerable."""
-        return [self._retried(message.body) for message in messages]
-
-    def _retried(self, body: bytes) -> Answer:
-        try:
-            message = from_wire(body)
-        except UnreadableMessage as unreadable:
-            return Unanswerable(unreadable)
-        (answer,) = self.look_at([message.stream_id], "message")
-        return answer
+        read = [readable(message.body) for message in messages]
+        answers = iter(self.look_at([due.stream_id for due in read if isinstance(due, ExpiryDue)], "message"))
+        return [next(answers) if isinstance(due, ExpiryDue) else Unanswerable(due) for due in read]
 
     # ── running ──────────────────────────────────────────────────────────────────────────────────
 
@@ -511,6 +505,13 @@ def admit(state: CouponTemplate | None, command: Command) -> None:
 
 
 COUPON_TEMPLATES = Decider(admit, decide, evolve, has_content_of, due_at)
+
+
+def readable(body: bytes) -> ExpiryDue | UnreadableMessage:
+    try:
+        return from_wire(body)
+    except UnreadableMessage as unreadable:
+        return unreadable
 
 
 def answer(outcome: Outcome[Event] | CouponError, due_ats: Mapping[UUID, datetime | None]) -> Answer:
