@@ -1,10 +1,10 @@
-"""The in-process API, and the only place where the parts are wired together."""
+"""The in-process API: commands in, answers out, and what runs in the background. Parts are wired together here and in
+clockwork.py, and nowhere else."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from datetime import date, datetime, timedelta
 from threading import Event as StopEvent
-from threading import Thread
 from time import monotonic, sleep
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -13,8 +13,8 @@ from uuid import UUID, uuid4
 import structlog
 from msgspec import Struct
 from psycopg import Connection
-from psycopg.rows import TupleRow
 
+from coupon_clock.clockwork import FOLLOW_POLL_S, Clockwork
 from coupon_clock.domain import rules
 from coupon_clock.domain.commands import (
     ChangeValidity,
@@ -28,23 +28,16 @@ from coupon_clock.domain.commands import (
 from coupon_clock.domain.coupon_template import CouponTemplate, decide, due_at, evolve, existing, fold, has_content_of
 from coupon_clock.domain.discount import FixedAmount, Percentage, ThresholdAmount
 from coupon_clock.domain.errors import CouponError, CouponTemplateNotFound, ReadModelBehind
-from coupon_clock.domain.events import ConsumeRule, Ended, Event, ReceiveRule, StoredEvent
+from coupon_clock.domain.events import ConsumeRule, Event, ReceiveRule, StoredEvent
 from coupon_clock.domain.validity import Validity
-from coupon_clock.infrastructure import schema, telemetry
-from coupon_clock.infrastructure.alarms import Alarms
-from coupon_clock.infrastructure.broker import Broker, MemoryBroker
-from coupon_clock.infrastructure.database import Pool, available, connect, open_pool
-from coupon_clock.infrastructure.deadline import Answer, Done, NotDue, TryAgain, Unanswerable
-from coupon_clock.infrastructure.event_store import Cause, Envelope, EventStore, UnreadableEvent
-from coupon_clock.infrastructure.execution import Decider, Execution, Outcome
+from coupon_clock.infrastructure.broker import Broker
+from coupon_clock.infrastructure.database import available, connect
+from coupon_clock.infrastructure.deadline import Answer
+from coupon_clock.infrastructure.event_store import Envelope
+from coupon_clock.infrastructure.execution import Decider, Executed
 from coupon_clock.infrastructure.expiry_consumer import ExpiryConsumer
-from coupon_clock.infrastructure.follower import Batch, Follower
-from coupon_clock.infrastructure.loop import Bell, Counts, Loop
-from coupon_clock.infrastructure.messages import ExpiryDue, UnreadableMessage, from_wire
-from coupon_clock.infrastructure.reconciler import Reconciler
-from coupon_clock.infrastructure.rejected import Rejected, RejectedMessages
-from coupon_clock.infrastructure.relay import Relay
-from coupon_clock.infrastructure.server_clock import ServerClock
+from coupon_clock.infrastructure.loop import Counts, Loop, join, start
+from coupon_clock.infrastructure.rejected import Rejected
 from coupon_clock.infrastructure.settings import Settings
 from coupon_clock.projections import read_model, shop_months, tables
 from coupon_clock.projections.alarm_table import mend_alarms
@@ -83,12 +76,8 @@ __all__ = [
 Role = Literal["relay", "consumer", "reconciler", "projector"]
 ROLES: tuple[Role, ...] = ("relay", "consumer", "reconciler", "projector")
 
-RELAY_POLL_S = 0.2
-FOLLOW_POLL_S = 0.05
 READ_POLL_S = 0.005
-LONGEST_STOP_S = 15
 LONGEST_REST_S = 0.5
-REARM_BATCH = 5_000
 
 NO_FILTERS = Filters()
 NO_OPTIONS = RebuildOptions()
@@ -97,48 +86,37 @@ ALL_STREAMS = Part()
 log = structlog.get_logger()
 
 
-class RolesTornApart(CouponError):
-    """Without RocketMQ, relay and consumer work only in one process: run both here, or set ROCKETMQ_ENDPOINTS."""
+class Outcome(Struct, frozen=True, gc=False):
+    """`events`: those of this command, none when it was already so; `version` and `position` after them."""
+
+    template_id: UUID
+    version: int
+    position: int
+    events: tuple[Event, ...]
 
 
 class Application:
     """Coupon templates that end on time. Safe to use from several threads."""
 
-    def __init__(self, settings: Settings, pool: Pool) -> None:
-        self.settings = settings
-        self.pool = pool
-        self._clock = ServerClock()
-        self.store: EventStore[Event] = EventStore(pool, self._clock, StoredEvent)
-        self._alarms_changed = Bell()
-        self._log_grew = Bell()
-        self.alarms = Alarms(pool)
-        self.rejected = RejectedMessages(pool)
-        self._execution = Execution(self.store, COUPON_TEMPLATES, self._appended)
-        self._closing = StopEvent()
+    def __init__(self, templates: Clockwork[CouponTemplate, Command, Event]) -> None:
+        self.clockwork = templates
+        self.settings = templates.settings
+        self.pool = templates.pool
+        self.store = templates.store
 
     @classmethod
     def open(cls, settings: Settings | None = None) -> Self:
         """Checks the schema; starts nothing. Raises UnusableSettings, DatabaseUnavailable, SchemaMissing, UnsafeLog."""
-        settings = settings or Settings.load()
-        pool = open_pool(settings)
-        try:
-            with available(), pool.connection() as connection:
-                schema.check(connection)
-                app = cls(settings, pool)
-                app._heal_after_a_move(connection)
-        except BaseException:
-            pool.close()
-            raise
-        return app
+        return cls(Clockwork.open(settings or Settings.load(), COUPON_TEMPLATES, StoredEvent))
 
     @staticmethod
     def migrate(settings: Settings) -> list[int]:
         """Makes or updates the tables; answers with the numbers of the migrations that ran."""
+        numbers = Clockwork.migrate(settings)
         with connect(settings) as connection:
-            numbers = schema.migrate(connection)
             for projection in PROJECTIONS:
                 tables.create(connection, projection)
-            return numbers
+        return numbers
 
     def __enter__(self) -> Self:
         return self
@@ -149,19 +127,22 @@ class Application:
         self.close()
 
     def close(self) -> None:
-        self._closing.set()
-        self.pool.close()
+        self.clockwork.close()
 
     # ── commands ─────────────────────────────────────────────────────────────────────────────────
 
-    def execute(self, command: ShopCommand) -> Outcome[Event]:
-        """Its events are stored when this returns. Raises a CouponError: InvalidCommand, CouponTemplateNotFound,
-        CouponTemplateOver, CommandConflict, OutcomeUnknown (send the same command again), DatabaseUnavailable."""
-        return self._execution.execute(command)
+    def execute(self, command: ShopCommand, connection: Connection[Any] | None = None) -> Outcome:
+        """Its events are stored when this returns; with a `connection`, when the open transaction there commits.
 
-    def execute_many(self, commands: Sequence[ShopCommand]) -> list[Outcome[Event] | CouponError]:
+        Raises a CouponError: InvalidCommand, CouponTemplateNotFound, CouponTemplateOver, CommandConflict,
+        OutcomeUnknown (send the same command again), DatabaseUnavailable, UnusableTransaction (docs/transactions.md).
+        """
+        return outcome(self.clockwork.execute(command, connection))
+
+    def execute_many(self, commands: Sequence[ShopCommand]) -> list[Outcome | CouponError]:
         """Outcomes or errors in order, in few transactions: one that fails spoils no other."""
-        return self._execution.execute_many(commands)
+        executed = self.clockwork.execute_many(commands)
+        return [each if isinstance(each, CouponError) else outcome(each) for each in executed]
 
     # ── queries ──────────────────────────────────────────────────────────────────────────────────
 
@@ -240,17 +221,7 @@ class Application:
         A durable checkpoint keeps the place; `start` counts the first time only. A batch whose handler raises is
         repeated whole, with back-off. A second process with the same name waits.
         """
-
-        def deliver(batch: Batch[Event]) -> None:
-            handler(batch.envelopes)
-            with available(), self.pool.connection() as connection:
-                batch.advance(connection)
-
-        follower = Follower(self.pool, self.store, name, deliver, batch, start)
-        wait = follower.paced(self._log_grew.listener())
-        Loop(name, follower.run_once, FOLLOW_POLL_S, wait).run_forever(stop or self._closing)
-        if not self._closing.is_set():
-            follower.release()
+        self.clockwork.follow(name, handler, batch, start, stop)
 
     # ── the read model, from the log ─────────────────────────────────────────────────────────────
 
@@ -303,26 +274,20 @@ class Application:
 
         Answers how many. Stopped in between, it can be run again. Raises DatabaseUnavailable.
         """
-        started_at = self.store.learn_time()
-        rearmed = 0
-        while some := self.alarms.rearm(started_at, REARM_BATCH):
-            rearmed += some
-            progress(rearmed)
-        return rearmed
+        return self.clockwork.rearm(progress)
 
-    def _heal_after_a_move(self, connection: Connection[TupleRow]) -> None:
-        """After a restore or a failover the broker may lack what this log says was sent."""
-        self.store.learn_time()
-        if schema.has_moved(connection):
-            rearmed = self.rearm(lambda done: None)
-            log.warning("the log was restored or failed over", action="rearm", alarms=rearmed)
-        schema.remember_place(connection)
+    def rejected(self, limit: int = 1_000) -> list[Rejected]:
+        """Messages that were set aside, because they could not be acted on, the oldest first. Raises
+        DatabaseUnavailable."""
+        return self.clockwork.rejected.oldest(limit)
 
     def retry_rejected(self, messages: Sequence[Rejected]) -> list[Answer]:
         """Looks at the templates that these messages mean, now; those that are no readable message are Unanswerable."""
-        read = [readable(message.body) for message in messages]
-        answers = iter(self.look_at([due.stream_id for due in read if isinstance(due, ExpiryDue)], "message"))
-        return [next(answers) if isinstance(due, ExpiryDue) else Unanswerable(due) for due in read]
+        return self.clockwork.retry_rejected(messages)
+
+    def drop_rejected(self, ids: Sequence[int] | None = None) -> int:
+        """These, or all; answers how many there were. Raises DatabaseUnavailable."""
+        return self.clockwork.rejected.drop(ids)
 
     # ── running ──────────────────────────────────────────────────────────────────────────────────
 
@@ -332,101 +297,34 @@ class Application:
 
         `broker`: by default the one of the settings; closed at the end. Raises RolesTornApart, BrokerMisconfigured.
         """
-        check_roles(self.settings, roles)
-        broker = broker or broker_for(self.settings)
-        parts = self.clockwork(broker)
-        stop = StopEvent()
-        receivers = self._start(parts.receivers(broker, stop) if "consumer" in roles else [], stop)
-        others = self._start([loop for role in roles for loop in self._loops(role, parts, stop)], stop)
-        log.info("running", action="start", roles=list(roles), broker=broker.name, broker_forgets=broker.forgets)
+        that_end = [role for role in roles if role != "projector"]
+        with (
+            self.clockwork.running(that_end, broker) as parts,
+            self._projecting(parts.consumer) if "projector" in roles else nullcontext(),
+        ):
+            yield
+
+    def projectors(self) -> list[Projector]:
+        """One for each projection; each has a `run_once`."""
+        return [Projector(self.pool, self.store, projection) for projection in PROJECTIONS]
+
+    @contextmanager
+    def _projecting(self, consumer: ExpiryConsumer) -> Iterator[None]:
+        projectors, stop = self.projectors(), StopEvent()
+        threads = start([self._loop(projector, consumer) for projector in projectors], stop)
         try:
             yield
         finally:
             stop.set()
-            self._alarms_changed.ring()
-            self._log_grew.ring()
-            join(others)
-            parts.finish()
-            broker.close()
-            join(receivers)
-            log.info("stopped", action="stop", roles=list(roles))
+            self.clockwork.log_grew.ring()
+            join(threads)
+            release(projectors)
 
-    def clockwork(self, broker: Broker) -> "Clockwork":
-        """The parts that end templates, on this broker, each to be run once or for ever."""
-        settings = self.settings
-        grace = timedelta(seconds=settings.sweep_grace)
-        return Clockwork(
-            Relay(self.alarms, broker, self._clock, settings.lead_time),
-            ExpiryConsumer(
-                broker, self.alarms, self.rejected, self.look_at, self._clock, settings.lead_time, settings.max_held
-            ),
-            Reconciler(self.alarms, self.look_at, grace),
-            tuple(Projector(self.pool, self.store, projection) for projection in PROJECTIONS),
-        )
-
-    def look_at(self, stream_ids: Sequence[UUID], cause: Cause) -> list[Answer]:
-        """Ends those of these templates that are due, in few transactions; none given, it only reads the time."""
-        if not stream_ids:
-            self.store.learn_time()
-        commands = [ExpireCouponTemplate(command_id=uuid4(), template_id=stream_id) for stream_id in stream_ids]
-        outcomes = self._execution.execute_many(commands, cause)
-        unchanged = [o.template_id for o in outcomes if isinstance(o, Outcome) and not o.events]
-        due_ats = self._due_ats(unchanged)
-        self._observe_lateness(outcomes, cause)
-        return [answer(outcome, due_ats) for outcome in outcomes]
-
-    def _due_ats(self, stream_ids: Sequence[UUID]) -> dict[UUID, datetime | None]:
-        if not stream_ids:
-            return {}
-        states = {
-            stream_id: fold(envelope.event for envelope in stream)
-            for stream_id, stream in self.store.load_many(stream_ids).streams.items()
-            if not isinstance(stream, UnreadableEvent)
-        }
-        return {stream_id: due_at(state) for stream_id, state in states.items() if state}
-
-    def _observe_lateness(self, outcomes: Sequence[Outcome[Event] | CouponError], cause: Cause) -> None:
-        now = self._clock.now()
-        for outcome in outcomes:
-            if isinstance(outcome, Outcome):
-                for event in outcome.events:
-                    if isinstance(event, Ended):
-                        telemetry.LATENESS.labels(cause).observe((now - event.ended_at).total_seconds())
-
-    def _loops(self, role: Role, parts: "Clockwork", stop: StopEvent) -> list[Loop]:
-        match role:
-            case "relay":
-                return [Loop(role, parts.relay.run_once, RELAY_POLL_S, self._alarms_changed.listener())]
-            case "consumer":
-                return [Loop(role, step, 0, stop.wait) for step in (parts.consumer.act, parts.consumer.acknowledge)]
-            case "reconciler":
-                return [Loop(role, parts.reconciler.run_once, self.settings.sweep_interval, stop.wait)]
-            case "projector":
-                return [
-                    Loop(
-                        role,
-                        standing_aside(projector, parts.consumer),
-                        FOLLOW_POLL_S,
-                        projector.paced(self._log_grew.listener()),
-                    )
-                    for projector in parts.projectors
-                ]
-
-    def _start(self, loops: Sequence[Loop], stop: StopEvent) -> list[Thread]:
-        threads = [
-            Thread(target=loop.run_forever, args=(stop,), name=f"coupon-clock-{loop.role}", daemon=True)
-            for loop in loops
-        ]
-        for thread in threads:
-            thread.start()
-        return threads
+    def _loop(self, projector: Projector, consumer: ExpiryConsumer) -> Loop:
+        wait = projector.paced(self.clockwork.log_grew.listener())
+        return Loop("projector", standing_aside(projector, consumer), FOLLOW_POLL_S, wait)
 
     # ── what the above needs ─────────────────────────────────────────────────────────────────────
-
-    def _appended(self, earliest_due_at: datetime | None) -> None:
-        self._log_grew.ring()
-        if earliest_due_at is not None:
-            self._alarms_changed.ring()
 
     def _load(self, shop_number: int, template_id: UUID) -> tuple[list[Envelope[Event]], CouponTemplate, datetime]:
         envelopes, now = self.store.load(template_id)
@@ -448,34 +346,6 @@ class Application:
             sleep(READ_POLL_S)
 
 
-class Clockwork(Struct, frozen=True):
-    """The parts that end templates and show it. Each has a `run_once`."""
-
-    relay: Relay
-    consumer: ExpiryConsumer
-    reconciler: Reconciler
-    projectors: tuple[Projector, ...]
-
-    def run_once(self) -> Counts:
-        """One tick of each, in the order in which a coupon passes them."""
-        counts = self.relay.run_once() + self.consumer.run_once() + self.reconciler.run_once()
-        return sum((projector.run_once() for projector in self.projectors), counts)
-
-    def receivers(self, broker: Broker, stop: StopEvent) -> list[Loop]:
-        return [Loop("consumer", self.consumer.receive, 0, stop.wait) for _ in range(broker.receivers)]
-
-    def finish(self) -> None:
-        """At a clean stop: acknowledges what is done, and frees what other processes may take over."""
-        try:
-            while self.consumer.acknowledge(0.0):
-                pass
-            self.relay.release()
-            for projector in self.projectors:
-                projector.release()
-        except CouponError as error:
-            log.warning("not released", action="stop", why=str(error))
-
-
 def standing_aside(projector: Projector, consumer: ExpiryConsumer) -> Callable[[], Counts]:
     """Endings first: both need the interpreter, and rows can wait for the moment that a thousand ends take."""
 
@@ -486,9 +356,13 @@ def standing_aside(projector: Projector, consumer: ExpiryConsumer) -> Callable[[
     return run_once
 
 
-def join(threads: Sequence[Thread]) -> None:
-    for thread in threads:
-        thread.join(LONGEST_STOP_S)
+def release(projectors: Sequence[Projector]) -> None:
+    """At a clean stop: other processes take over at once."""
+    try:
+        for projector in projectors:
+            projector.release()
+    except CouponError as error:
+        log.warning("not released", action="stop", why=str(error))
 
 
 # ── the domain, as the parts see it ──────────────────────────────────────────────────────────────
@@ -504,38 +378,20 @@ def admit(state: CouponTemplate | None, command: Command) -> None:
         existing(state, command)
 
 
-COUPON_TEMPLATES = Decider(admit, decide, evolve, has_content_of, due_at)
+def expire(template_id: UUID) -> ExpireCouponTemplate:
+    return ExpireCouponTemplate(command_id=uuid4(), template_id=template_id)
 
 
-def readable(body: bytes) -> ExpiryDue | UnreadableMessage:
-    try:
-        return from_wire(body)
-    except UnreadableMessage as unreadable:
-        return unreadable
+def outcome(executed: Executed[Event]) -> Outcome:
+    return Outcome(executed.stream_id, executed.version, executed.position, executed.events)
 
 
-def answer(outcome: Outcome[Event] | CouponError, due_ats: Mapping[UUID, datetime | None]) -> Answer:
-    """What a look came to, in the loops' words. `due_ats`: of the streams that did not change."""
-    match outcome:
-        case CouponTemplateNotFound() | UnreadableEvent():
-            return Unanswerable(outcome)
-        case CouponError():
-            return TryAgain(outcome)
-    if outcome.events:
-        return Done(ended_now=True)
-    due = due_ats.get(outcome.template_id)
-    return NotDue(due) if due else Done(ended_now=False)
-
-
-def broker_for(settings: Settings) -> Broker:
-    """RocketMQ where its endpoints are set, else the in-process one. Raises BrokerMisconfigured."""
-    if not settings.rocketmq_endpoints:
-        return MemoryBroker()
-    from coupon_clock.infrastructure.rocketmq import RocketMQBroker  # its client is an extra, and slow to import
-
-    return RocketMQBroker.open(settings)
-
-
-def check_roles(settings: Settings, roles: Sequence[Role]) -> None:
-    if not settings.rocketmq_endpoints and ("relay" in roles) != ("consumer" in roles):
-        raise RolesTornApart
+COUPON_TEMPLATES: Decider[CouponTemplate, Command, Event] = Decider(
+    stream_field="template_id",
+    admit=admit,
+    decide=decide,
+    evolve=evolve,
+    has_content_of=has_content_of,
+    due_at=due_at,
+    when_due=expire,
+)

@@ -213,7 +213,7 @@ def rearm() -> None:
 def list_rejected(limit: LimitOption = MOST_SHOWN, as_json: JsonOption = False) -> None:
     """Show messages that were set aside, oldest first. Exit code 1 if there are any."""
     with Application.open() as app:
-        messages = app.rejected.oldest(limit)
+        messages = app.rejected(limit)
     for message in messages:
         if as_json:
             print_json(message._asdict() | {"body": message.body.decode(errors="replace")})
@@ -228,10 +228,10 @@ def list_rejected(limit: LimitOption = MOST_SHOWN, as_json: JsonOption = False) 
 def retry(limit: LimitOption = MOST_SHOWN) -> None:
     """Look at the templates that they mean, and drop what is settled. Exit code 1 if any is left."""
     with Application.open() as app:
-        messages = app.rejected.oldest(limit)
+        messages = app.rejected(limit)
         answers = app.retry_rejected(messages)
         settled = [m.id for m, a in zip(messages, answers, strict=True) if isinstance(a, Done | NotDue)]
-        app.rejected.drop(settled)
+        app.drop_rejected(settled)
     out.print(f"{len(settled)} settled, {len(messages) - len(settled)} left")
     raise typer.Exit(FOUND_SOMETHING if len(settled) < len(messages) else 0)
 
@@ -245,7 +245,7 @@ def drop(
     if not ids and not everything:
         raise typer.BadParameter("name the ids to drop, or say --all")
     with Application.open() as app:
-        out.print(f"{app.rejected.drop(None if everything else ids)} dropped")
+        out.print(f"{app.drop_rejected(None if everything else ids)} dropped")
 
 
 # ── local servers ────────────────────────────────────────────────────────────────────────────────

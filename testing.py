@@ -6,7 +6,7 @@ with throw_away_database(server_url) as url, turned_application(url, datetime(20
     app.run_due()
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from hashlib import sha256
@@ -16,8 +16,10 @@ from uuid import uuid4
 
 import psycopg
 
-from coupon_clock.app import Application, Clockwork
+from coupon_clock.app import Application
+from coupon_clock.clockwork import Clockwork
 from coupon_clock.infrastructure.broker import MemoryBroker
+from coupon_clock.infrastructure.database import connect
 from coupon_clock.infrastructure.loop import Counts
 from coupon_clock.infrastructure.schema import MIGRATIONS
 from coupon_clock.infrastructure.settings import Settings
@@ -53,26 +55,27 @@ def throw_away_database(server_url: str) -> Iterator[str]:
 @contextmanager
 def turned_application(database_url: str, now: datetime, **settings: Any) -> Iterator["TurnedApplication"]:
     """An application whose PostgreSQL thinks it is `now` until the clock is turned. Only for a throw-away database."""
-    clock = TurnedClock(database_url, now)
-    with TurnedApplication.open(Settings.load(database_url=database_url, sweep_grace=0, **settings)) as app:
+    given = Settings.load(database_url=database_url, sweep_grace=0, **settings)
+    clock = TurnedClock(given, now)
+    with TurnedApplication.open(given) as app:
         app.clock = clock
-        app.parts = app.clockwork(MemoryBroker())
+        app.ticks = [app.clockwork.parts(MemoryBroker()).run_once, *(each.run_once for each in app.projectors())]
         yield app
 
 
 class TurnedClock:
-    """PostgreSQL's time in one database, turned by hand."""
+    """PostgreSQL's time in one throw-away database and schema, turned by hand."""
 
-    def __init__(self, database_url: str, now: datetime) -> None:
-        self._database_url = database_url
-        with psycopg.connect(database_url, autocommit=True) as connection:
+    def __init__(self, settings: Settings, now: datetime) -> None:
+        self._settings = settings
+        with connect(settings) as connection:
             connection.execute(TURNABLE)
         self.set(now)
 
     def set(self, now: datetime) -> None:
         """`now`: an aware time."""
         self.now = now
-        with psycopg.connect(self._database_url) as connection:
+        with connect(self._settings) as connection, connection.transaction():
             connection.execute("DELETE FROM turned_clock")
             connection.execute("INSERT INTO turned_clock VALUES (%s)", (now,))
 
@@ -85,18 +88,23 @@ class TurnedApplication(Application):
     """An application with a clock to turn and nothing in the background: `run_due` does what the loops would."""
 
     clock: TurnedClock
-    parts: Clockwork
+    ticks: list[Callable[[], Counts]]
 
     def run_due(self) -> Counts:
-        """Runs relay, consumer, sweep and projector until nothing is left to do at this time."""
-        self.store.learn_time()
-        done = Counts()
-        for _ in range(MOST_TICKS):
-            counts = self.parts.run_once()
-            if not counts:
-                return done
-            done += counts
-        raise AssertionError(f"still busy after {MOST_TICKS} ticks: {done}")
+        """Runs relay, consumer, sweep and projectors until nothing is left to do at this time."""
+        return run_due(self.clockwork, self.ticks)
+
+
+def run_due(clockwork: Clockwork[Any, Any, Any], ticks: Sequence[Callable[[], Counts]]) -> Counts:
+    """Runs these in turn until nothing is left to do at this time; for a clockwork alone, its `parts(…).run_once`."""
+    clockwork.store.learn_time()
+    done = Counts()
+    for _ in range(MOST_TICKS):
+        counts = sum((tick() for tick in ticks), Counts())
+        if not counts:
+            return done
+        done += counts
+    raise AssertionError(f"still busy after {MOST_TICKS} ticks: {done}")
 
 
 def in_database(server_url: str, name: str) -> str:

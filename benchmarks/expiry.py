@@ -19,7 +19,8 @@ from measure import Figure, arguments, at_least, at_most, create, quantile, say,
 from neighbour import Neighbour
 from raw_rocketmq import lateness, send
 
-from coupon_clock.app import Application, Settings, broker_for
+from coupon_clock.app import Application, Settings
+from coupon_clock.clockwork import broker_for
 from coupon_clock.domain.events import Ended
 from coupon_clock.infrastructure.event_store import Append, Appended, Conflict, Record
 from coupon_clock.infrastructure.local.servers import LocalServers
@@ -94,7 +95,9 @@ def relay(running: LocalServers) -> Iterator[Figure]:
         for _ in range(ROUNDS):
             raw.append(RELAYED / send(endpoints, "raw-relay", [in_half_an_hour] * RELAYED))
             create(app, [datetime.now(UTC) + timedelta(minutes=30)] * RELAYED)
-            ours.append(RELAYED / relayed(Relay(app.alarms, broker, app._clock, app.settings.lead_time)))
+            ours.append(
+                RELAYED / relayed(Relay(app.clockwork.alarms, broker, app.clockwork.clock, app.settings.lead_time))
+            )
             say(f"relay {ours[-1]:,.0f}/s, raw {raw[-1]:,.0f}/s")
         broker.close()
     yield at_least("relay, alarms to stored messages", median(ours), "1/s", 0.8 * median(raw), median(raw))
@@ -117,7 +120,7 @@ def idle_sweep(running: LocalServers) -> Iterator[Figure]:
     ):
         for statement in IDLE_TABLES:
             connection.execute(statement)
-        reconciler = Reconciler(app.alarms, app.look_at, timedelta(seconds=1))
+        reconciler = Reconciler(app.clockwork.alarms, app.clockwork.look_at, timedelta(seconds=1))
         ours = median(seconds(reconciler.run_once) for _ in range(IDLE_SWEEPS))
         plain = median(seconds(lambda: connection.execute(IDLE_UPDATE)) for _ in range(IDLE_SWEEPS))
     yield at_most(f"idle sweep over {IDLE_ALARMS:,} alarms, median", 1_000 * ours, "ms", 1, 1_000 * plain)

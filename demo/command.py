@@ -14,7 +14,8 @@ import structlog
 import typer
 from rich.console import Console
 
-from coupon_clock.app import Application, Settings, broker_for
+from coupon_clock.app import Application, Settings
+from coupon_clock.clockwork import broker_for
 from coupon_clock.demo import INTERRUPTED
 from coupon_clock.demo.house import alone_in, fresh_database, interrupt_on_signals, servers_in
 from coupon_clock.demo.scenario import ARMING_WINDOW, LEAD, scenario

@@ -56,10 +56,10 @@ class InvalidCommand(CouponError):
 
 @dataclass(eq=False)
 class CommandConflict(CouponError):
-    """Command {command_id} conflicts with template {template_id}: {reason}."""
+    """Command {command_id} conflicts with stream {stream_id}: {reason}."""
 
     command_id: UUID
-    template_id: UUID
+    stream_id: UUID
     reason: str
 
 

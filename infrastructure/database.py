@@ -1,8 +1,9 @@
 """Connections to PostgreSQL: one pool a process, every connection set up alike, and its errors in our words."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from select import POLLIN, poll
+from typing import Protocol
 
 import psycopg
 from psycopg import Connection
@@ -31,6 +32,12 @@ class DatabaseUnavailable(CouponError):
 
 class TimedOut(DatabaseUnavailable):
     """PostgreSQL took too long, and nothing was changed: {reason}."""
+
+
+class Connections(Protocol):
+    """Where a connection comes from: a pool, or a caller who lends one."""
+
+    def connection(self) -> AbstractContextManager[Connection[TupleRow]]: ...
 
 
 class Pool(ConnectionPool[Connection[TupleRow]]):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from datetime import datetime
 from time import monotonic
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
@@ -16,7 +17,7 @@ from psycopg.rows import TupleRow
 
 from coupon_clock.domain.errors import CouponError
 from coupon_clock.infrastructure import arrays
-from coupon_clock.infrastructure.database import DatabaseUnavailable, Pool, available, first_line
+from coupon_clock.infrastructure.database import Connections, DatabaseUnavailable, available, first_line
 from coupon_clock.infrastructure.server_clock import ServerClock
 
 LOAD = """
@@ -128,10 +129,16 @@ class AnswerLost(CouponError):
 class EventStore(Generic[Event]):
     """`stored_type`: every event shape that this log may hold, as RecordFormat takes it."""
 
-    def __init__(self, pool: Pool, clock: ServerClock, stored_type: Any) -> None:
-        self._pool = pool
+    def __init__(self, connections: Connections, clock: ServerClock, stored_type: Any) -> None:
+        self._connections = connections
         self._clock = clock
         self._format: RecordFormat[Event] = RecordFormat(stored_type)
+
+    def over(self, connections: Connections) -> "EventStore[Event]":
+        """The same log, over other connections."""
+        other = copy(self)
+        other._connections = connections
+        return other
 
     def load(self, stream_id: UUID) -> tuple[list[Envelope[Event]], datetime]:
         """The whole stream and PostgreSQL's time. Raises DatabaseUnavailable, UnreadableEvent."""
@@ -144,7 +151,7 @@ class EventStore(Generic[Event]):
     def load_many(self, stream_ids: Sequence[UUID]) -> Loaded[Event]:
         """In one round trip. One stream that cannot be read spoils no other. Raises DatabaseUnavailable."""
         started = monotonic()
-        with available(), self._pool.connection() as connection:
+        with available(), self._connections.connection() as connection:
             rows = connection.execute(LOAD, (arrays.uuids(stream_ids),), prepare=True, binary=True).fetchall()
         now: datetime = rows[0][0]
         self._clock.learn(now, started, monotonic())
@@ -167,7 +174,7 @@ class EventStore(Generic[Event]):
         if not appends:
             return []
         columns = self._columns(appends)
-        with available(), self._pool.connection() as connection, rolled_back_or_lost(connection):
+        with available(), self._connections.connection() as connection, rolled_back_or_lost(connection):
             rows = connection.execute(APPEND, columns, prepare=True, binary=True).fetchall()
         return answers(appends, rows)
 

@@ -37,8 +37,6 @@ class AnyCommand(Protocol):
     @property
     def command_id(self) -> UUID: ...
     @property
-    def template_id(self) -> UUID: ...
-    @property
     def actor(self) -> str | None: ...
     @property
     def expected_version(self) -> int | None: ...
@@ -49,27 +47,46 @@ State = TypeVar("State")
 Command = TypeVar("Command", bound=AnyCommand)
 
 
-class Decider(Struct, Generic[State, Command, Event], frozen=True):
-    """The pure core of one kind of stream. `admit` refuses what the sender may not see, before anything else."""
+class Decider(Struct, Generic[State, Command, Event], frozen=True, kw_only=True):
+    """The pure core of one kind of stream.
 
+    `stream_field`: the field of every command that names its stream, by a UUID.
+    `admit`: refuses what the sender may not see, before anything else.
+    `decide`: the events that a command leads to at that time (aware UTC), none when it is already so; or a CouponError.
+    `has_content_of`: whether these events, stored under the command's id, are what this command would have led to.
+    `due_at`: when the stream is to be looked at, None for never; `when_due`: the command that looks. It must lead to
+    an event when decided at or after that time, and be harmless before.
+    """
+
+    stream_field: str
     admit: Callable[[State | None, Command], None]
     decide: Callable[[State | None, Command, datetime], list[Event]]
     evolve: Callable[[State | None, Event], State]
     has_content_of: Callable[[Sequence[Event], Command], bool]
     due_at: Callable[[State], datetime | None]
+    when_due: Callable[[UUID], Command]
+
+    def stream_id(self, command: Command) -> UUID:
+        stream_id: UUID = getattr(command, self.stream_field)
+        return stream_id
 
 
-class Outcome(Struct, Generic[Event], frozen=True, gc=False):
-    """`events`: those of this command, none when it was already so; `version` and `position` after them."""
+class Executed(Struct, Generic[Event], frozen=True, gc=False):
+    """What a command came to. `events`: its own, none when it was already so; `version` and `position` after them.
 
-    template_id: UUID
+    It was decided at `decided_at`, by PostgreSQL's clock, on a stream that was due at `was_due_at`, if ever.
+    """
+
+    stream_id: UUID
     version: int
     position: int
     events: tuple[Event, ...]
+    decided_at: datetime
+    was_due_at: datetime | None
 
 
 class Overtaken(CommandConflict):
-    """Command {command_id} on template {template_id} was overtaken by others again and again: send it again."""
+    """Command {command_id} on stream {stream_id} was overtaken by others again and again: send it again."""
 
 
 class Execution(Generic[State, Command, Event]):
@@ -85,7 +102,7 @@ class Execution(Generic[State, Command, Event]):
         self._decider = decider
         self._appended = appended
 
-    def execute(self, command: Command, cause: Cause = "command") -> Outcome[Event]:
+    def execute(self, command: Command, cause: Cause = "command") -> Executed[Event]:
         """Raises a CouponError: the decider's own, CommandConflict, OutcomeUnknown, DatabaseUnavailable, UnsafeLog."""
         (outcome,) = self.execute_many([command], cause)
         if isinstance(outcome, CouponError):
@@ -94,12 +111,19 @@ class Execution(Generic[State, Command, Event]):
 
     def execute_many(
         self, commands: Sequence[Command], cause: Cause = "command"
-    ) -> "list[Outcome[Event] | CouponError]":
+    ) -> "list[Executed[Event] | CouponError]":
         """Outcomes in order; one command that fails spoils no other. Commands of one stream are decided in turn."""
         attempt = Attempt(self._store, self._decider, self._appended, cause)
-        addressed = [command for command in commands if has_address(command)]
+        addressed = [command for command in commands if self._has_address(command)]
         outcomes = iter([outcome for chunk in chunks(addressed) for outcome in attempt.outcomes(chunk)])
-        return [next(outcomes) if has_address(command) else without_address(command) for command in commands]
+        return [next(outcomes) if self._has_address(c) else self._without_address(c) for c in commands]
+
+    def _has_address(self, command: Command) -> bool:
+        """Streams are loaded before anything is decided: one id of another type would spoil the whole chunk."""
+        return isinstance(self._decider.stream_id(command), UUID)
+
+    def _without_address(self, command: Command) -> InvalidCommand:
+        return InvalidCommand([Problem(self._decider.stream_field, self._decider.stream_id(command), "must be a UUID")])
 
 
 class Attempt(Generic[State, Command, Event]):
@@ -116,9 +140,10 @@ class Attempt(Generic[State, Command, Event]):
         self._decider = decider
         self._appended = appended
         self._cause = cause
+        self._stream_id = decider.stream_id
         self._give_up_at = monotonic() + PATIENCE_S
 
-    def outcomes(self, commands: Sequence[Command]) -> "list[Outcome[Event] | CouponError]":
+    def outcomes(self, commands: Sequence[Command]) -> "list[Executed[Event] | CouponError]":
         """As one append; streams that others overtook are decided again, without the rest."""
         outcomes = self._tried(commands)
         while overtaken := [n for n, outcome in enumerate(outcomes) if isinstance(outcome, Overtaken)]:
@@ -129,7 +154,7 @@ class Attempt(Generic[State, Command, Event]):
                 outcomes[number] = outcome
         return outcomes
 
-    def _tried(self, commands: Sequence[Command]) -> "list[Outcome[Event] | CouponError]":
+    def _tried(self, commands: Sequence[Command]) -> "list[Executed[Event] | CouponError]":
         try:
             drafts = self._drafts(commands)
             self._append([draft for draft in drafts.values() if draft.records])
@@ -137,16 +162,16 @@ class Attempt(Generic[State, Command, Event]):
             return self._halved(commands, rolled_back)
         except (DatabaseUnavailable, UnsafeLog) as unavailable:
             return [unavailable for _ in commands]
-        return [drafts[command.template_id].outcome(n, command) for n, command in enumerate(commands)]
+        return [drafts[self._stream_id(command)].outcome(n, command) for n, command in enumerate(commands)]
 
     def _drafts(self, commands: Sequence[Command]) -> "Mapping[UUID, Draft[State, Command, Event]]":
-        loaded = self._store.load_many(list({command.template_id: None for command in commands}))
+        loaded = self._store.load_many(list({self._stream_id(command): None for command in commands}))
         drafts = {
             stream_id: Draft(self._decider, stream_id, stream, loaded.now, self._cause)
             for stream_id, stream in loaded.streams.items()
         }
         for number, command in enumerate(commands):
-            drafts[command.template_id].take(number, command)
+            drafts[self._stream_id(command)].take(number, command)
         return drafts
 
     def _append(self, drafts: "Sequence[Draft[State, Command, Event]]") -> None:
@@ -165,7 +190,7 @@ class Attempt(Generic[State, Command, Event]):
         except AnswerLost as lost:
             return [lost for _ in appends]
 
-    def _halved(self, commands: Sequence[Command], why: CouponError) -> "list[Outcome[Event] | CouponError]":
+    def _halved(self, commands: Sequence[Command], why: CouponError) -> "list[Executed[Event] | CouponError]":
         """Each half by itself, until the culprit is alone."""
         if len(commands) == 1 or not self._is_patient():
             return [why for _ in commands]
@@ -232,7 +257,7 @@ class Draft(Generic[State, Command, Event]):
         changed = due_at != self._due_at(self._loaded)
         return Append(self._stream_id, self._loaded_version, self.records, due_at if changed else UNSET)
 
-    def outcome(self, number: int, command: Command) -> "Outcome[Event] | CouponError":
+    def outcome(self, number: int, command: Command) -> "Executed[Event] | CouponError":
         if isinstance(self.answer, Conflict):
             return Overtaken(command.command_id, self._stream_id, "other commands kept coming first")
         if isinstance(self.answer, AnswerLost):
@@ -240,7 +265,8 @@ class Draft(Generic[State, Command, Event]):
         taken = self._taken[number]
         if isinstance(taken, CouponError):
             return taken
-        return Outcome(self._stream_id, taken.version, self._position(taken.version), taken.events)
+        position = self._position(taken.version)
+        return Executed(self._stream_id, taken.version, position, taken.events, self._now, taken.was_due_at)
 
     def _decided(self, command: Command) -> "Taken[Event]":
         if self._unreadable is not None:
@@ -251,13 +277,14 @@ class Draft(Generic[State, Command, Event]):
             return self._repeated(command, earlier)
         version = self._loaded_version + len(self.records)
         if command.expected_version not in (None, version):
-            reason = f"it expected version {command.expected_version}, the template is at {version}"
-            raise CommandConflict(command.command_id, command.template_id, reason)
+            reason = f"it expected version {command.expected_version}, the stream is at {version}"
+            raise CommandConflict(command.command_id, self._stream_id, reason)
+        was_due_at = self._due_at(self._state)
         events = self._decider.decide(self._state, command, self._now)
         for event in events:
             self.records.append(Record(event, self._now, command.command_id, self._cause, command.actor))
             self._state = self._decider.evolve(self._state, event)
-        return Taken(version + len(events), tuple(events))
+        return Taken(version + len(events), tuple(events), was_due_at)
 
     def _recorded_under(self, command_id: UUID) -> Iterator[tuple[int, Event]]:
         """Version and event of all that a command led to, stored or in this draft."""
@@ -271,8 +298,8 @@ class Draft(Generic[State, Command, Event]):
     def _repeated(self, command: Command, earlier: list[tuple[int, Event]]) -> "Taken[Event]":
         events = tuple(event for _, event in earlier)
         if not self._decider.has_content_of(events, command):
-            raise CommandConflict(command.command_id, command.template_id, "the id was used for another command")
-        return Taken(earlier[-1][0], events)
+            raise CommandConflict(command.command_id, self._stream_id, "the id was used for another command")
+        return Taken(earlier[-1][0], events, None)
 
     def _due_at(self, state: State | None) -> datetime | None:
         return None if state is None else self._decider.due_at(state)
@@ -285,19 +312,11 @@ class Draft(Generic[State, Command, Event]):
 
 
 class Taken(Struct, Generic[Event], frozen=True, gc=False):
-    """A decided command: the stream's `version` after its `events`."""
+    """A decided command: the stream's `version` after its `events`, and when it was due before them."""
 
     version: int
     events: tuple[Event, ...]
-
-
-def has_address(command: AnyCommand) -> bool:
-    """Streams are loaded before anything is decided: one id of another type would spoil the whole chunk."""
-    return isinstance(command.template_id, UUID)
-
-
-def without_address(command: AnyCommand) -> InvalidCommand:
-    return InvalidCommand([Problem("template_id", command.template_id, "must be a UUID")])
+    was_due_at: datetime | None
 
 
 def chunks(commands: Sequence[Command]) -> Iterator[list[Command]]:

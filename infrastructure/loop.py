@@ -3,8 +3,8 @@
 import gc
 import sys
 from collections import Counter
-from collections.abc import Callable
-from threading import Condition, Event
+from collections.abc import Callable, Sequence
+from threading import Condition, Event, Thread
 from typing import Protocol
 
 import structlog
@@ -18,6 +18,7 @@ Counts = Counter[str]
 
 SHORTEST_BACK_OFF_S = 0.1
 LONGEST_BACK_OFF_S = 2.0
+LONGEST_STOP_S = 15
 
 GARBAGE_THRESHOLDS = (50_000, 20, 20)
 LONGEST_TURN_S = 0.0005
@@ -71,6 +72,21 @@ class Loop(Struct, frozen=True):
         telemetry.failed(self.role)
         unexpected = not isinstance(error, CouponError)
         log.warning("again", action="back_off", role=self.role, seconds=back_off, why=str(error), exc_info=unexpected)
+
+
+def start(loops: Sequence[Loop], stop: Event) -> list[Thread]:
+    """Each in a thread of its own."""
+    threads = [
+        Thread(target=loop.run_forever, args=(stop,), name=f"coupon-clock-{loop.role}", daemon=True) for loop in loops
+    ]
+    for thread in threads:
+        thread.start()
+    return threads
+
+
+def join(threads: Sequence[Thread]) -> None:
+    for thread in threads:
+        thread.join(LONGEST_STOP_S)
 
 
 class Bell:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from threading import Event
 from typing import Any
 
-from coupon_clock.app import Application, Settings, broker_for
+from coupon_clock.app import Application, Settings
+from coupon_clock.clockwork import broker_for
 from coupon_clock.infrastructure.alarms import Alarms
 from coupon_clock.infrastructure.event_store import EventStore
 from coupon_clock.infrastructure.reconciler import Reconciler

@@ -75,7 +75,7 @@ def test_alarms_that_no_broker_was_told_are_named_with_the_role_that_is_missing(
     live.execute(template)
     assert "--role relay" in findings(settings)["relay"]
 
-    live.alarms.mark_armed(live.alarms.claim(timedelta(minutes=1), 10))
+    live.clockwork.alarms.mark_armed(live.clockwork.alarms.claim(timedelta(minutes=1), 10))
     assert "relay" not in findings(settings)
 
 
@@ -152,4 +152,4 @@ def test_its_message_sets_nothing_aside(rocketmq: LocalRocketMQ, settings: Setti
         template = ending_in(3)
         app.execute(template)
         eventually(lambda: not app.is_usable(template.shop_number, template.template_id))
-        assert app.rejected.oldest(1) == []
+        assert app.rejected(1) == []

@@ -11,7 +11,8 @@ HOST = """
     handlers, level = list(logging.root.handlers), logging.root.level
     known = set(logging.root.manager.loggerDict)
 
-    from coupon_clock.app import Application, Settings, broker_for
+    from coupon_clock.app import Application, Settings
+    from coupon_clock.clockwork import broker_for
     assert "rocketmq" not in sys.modules, "the client is an extra, and slow to import"
 
     settings = Settings.load(database_url=sys.argv[2], rocketmq_endpoints="127.0.0.1:1")

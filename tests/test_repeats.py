@@ -16,12 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import asdict, replace
 
-from coupon_clock.app import COUPON_TEMPLATES
+from coupon_clock.app import COUPON_TEMPLATES, Outcome, outcome
 from coupon_clock.domain.commands import Command
 from coupon_clock.domain.errors import CommandConflict, CouponError, CouponTemplateNotFound, OutcomeUnknown
 from coupon_clock.domain.events import Ended, Event
 from coupon_clock.infrastructure.event_store import AnswerLost, Append, Appended, Conflict, Envelope, Loaded
-from coupon_clock.infrastructure.execution import Execution, Outcome
+from coupon_clock.infrastructure.execution import Execution
 from coupon_clock.testing import TurnedApplication
 from examples import (
     EVENING,
@@ -63,7 +63,7 @@ HISTORIES = st.lists(st.tuples(COMMANDS, TIMES), min_size=2, max_size=12)
 SHOP_HISTORIES = st.lists(st.tuples(SHOP_COMMANDS, TIMES), min_size=2, max_size=12)
 
 History = list[tuple[Command, datetime]]
-Answer = Outcome[Event] | CouponError
+Answer = Outcome | CouponError
 
 
 def content(command: Command) -> object:
@@ -123,7 +123,11 @@ class World:
         self.does(CREATE)
 
     def does(self, command: Command) -> Answer:
-        return self.execution.execute_many([command])[0]
+        return self.does_all([command])[0]
+
+    def does_all(self, commands: Sequence[Command]) -> list[Answer]:
+        executed = self.execution.execute_many(commands)
+        return [each if isinstance(each, CouponError) else outcome(each) for each in executed]
 
     def lives(self, history: History) -> list[tuple[Command, Answer]]:
         """One command after the other, each at its time, though time never goes back."""
@@ -188,8 +192,8 @@ def test_commands_whose_answers_got_lost_have_them_when_they_are_sent_again(hist
 def test_a_chunk_that_holds_every_command_twice_has_the_effect_of_each_once(history):
     once, twice = World(), World()
     commands = [command for command, _ in history]
-    outcomes = once.execution.execute_many(commands)
-    first, again = halves(twice.execution.execute_many([*commands, *commands]))
+    outcomes = once.does_all(commands)
+    first, again = halves(twice.does_all([*commands, *commands]))
 
     assert effects(first) == effects(outcomes)
     assert effects(first) == [two for one, two in zip(first, again, strict=True) if changed_something(one)]
@@ -259,7 +263,7 @@ def test_a_chunk_comes_to_the_same_as_one_command_after_the_other(history):
     at_once, in_turn = World(), World()
     commands = [command for command, _ in history]
 
-    at_once.execution.execute_many(commands)
+    at_once.does_all(commands)
     for command in commands:
         in_turn.does(command)
     assert at_once.what_happened() == in_turn.what_happened()

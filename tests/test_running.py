@@ -12,7 +12,8 @@ from uuid import uuid4
 
 import pytest
 
-from coupon_clock.app import Application, Settings, broker_for
+from coupon_clock.app import Application, Settings
+from coupon_clock.clockwork import broker_for
 from coupon_clock.domain.events import Ended, EndReason
 from coupon_clock.infrastructure.messages import ExpiryDue, to_wire
 from deadlines import eventually
@@ -133,7 +134,7 @@ def test_messages_sent_twice_stale_foreign_or_unreadable_end_nothing_twice(live)
         broker.publish([ExpiryDue(template.template_id, template.valid_until)] * 3, timedelta(0))
         broker.publish([unknown := ExpiryDue(uuid4(), template.valid_until)], timedelta(0))
         eventually(lambda: ends(live, template) and ends(live, moved))
-        eventually(lambda: to_wire(unknown) in [rejected.body for rejected in live.rejected.oldest(100)])
+        eventually(lambda: to_wire(unknown) in [rejected.body for rejected in live.rejected(100)])
     broker.close()
     assert len(ends(live, template)) == len(ends(live, moved)) == 1
 

@@ -49,7 +49,13 @@ def consumer(app: TurnedApplication, inbox: Inbox) -> ExpiryConsumer:
 
 def consumer_of(app: TurnedApplication, inbox: Inbox, look_at=None, max_held: int = 100) -> ExpiryConsumer:
     return ExpiryConsumer(
-        inbox, Alarms(app.pool), RejectedMessages(app.pool), look_at or app.look_at, app._clock, LEAD, max_held
+        inbox,
+        Alarms(app.pool),
+        RejectedMessages(app.pool),
+        look_at or app.clockwork.look_at,
+        app.clockwork.clock,
+        LEAD,
+        max_held,
     )
 
 
@@ -157,7 +163,7 @@ def test_what_cannot_be_acted_on_is_set_aside_with_its_reason_and_stops_nothing(
 
     consumer.run_once()
 
-    (rejected,) = app.rejected.oldest(10)
+    (rejected,) = app.rejected(10)
     assert rejected.body == body[:4096]
     assert rejected.reason
     assert is_ended(app, template)
@@ -186,7 +192,7 @@ def test_while_postgresql_is_away_nothing_is_acknowledged_and_receiving_pauses(a
     def look_at(stream_ids, cause):
         if away:
             raise DatabaseUnavailable("it restarts")
-        return app.look_at(stream_ids, cause)
+        return app.clockwork.look_at(stream_ids, cause)
 
     template = a_template(valid_until=NOON)
     app.execute(template)
@@ -211,7 +217,7 @@ def test_one_stream_that_cannot_be_looked_at_now_stops_neither_the_others_nor_re
     def look_at(stream_ids, cause):
         return [
             TryAgain(OutcomeUnknown(uuid4())) if stream_id == bad.template_id else answer
-            for stream_id, answer in zip(stream_ids, app.look_at(stream_ids, cause), strict=True)
+            for stream_id, answer in zip(stream_ids, app.clockwork.look_at(stream_ids, cause), strict=True)
         ]
 
     bad, good, later = (a_template(valid_until=NOON) for _ in range(3))

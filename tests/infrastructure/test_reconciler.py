@@ -14,7 +14,7 @@ GRACE = timedelta(seconds=1)
 
 
 def reconciler(app: TurnedApplication) -> Reconciler:
-    return Reconciler(app.alarms, app.look_at, GRACE)
+    return Reconciler(app.clockwork.alarms, app.clockwork.look_at, GRACE)
 
 
 def is_ended(app: TurnedApplication, template) -> bool:

@@ -30,7 +30,7 @@ class Outbox(MemoryBroker):
 
 
 def relay_to(app: TurnedApplication, outbox: Outbox) -> Relay:
-    return Relay(app.alarms, outbox, app._clock, LEAD)
+    return Relay(app.clockwork.alarms, outbox, app.clockwork.clock, LEAD)
 
 
 def turn(app: TurnedApplication, at) -> None:
@@ -100,7 +100,7 @@ def test_what_could_not_be_sent_is_sent_as_soon_as_the_broker_is_back(app):
 def test_what_a_dead_relay_had_claimed_is_sent_once_its_lease_is_over(app):
     app.execute(a_template(valid_until=NOON))
     turn(app, NOON - timedelta(minutes=10))
-    app.alarms.claim(ahead=timedelta(hours=1), limit=10)
+    app.clockwork.alarms.claim(ahead=timedelta(hours=1), limit=10)
     relay = relay_to(app, Outbox(forgets=False))
     assert not relay.run_once()
 
