@@ -51,20 +51,20 @@ class Decider(Struct, Generic[State, Command, Event], frozen=True, kw_only=True)
     """The pure core of one kind of stream.
 
     `stream_field`: the field of every command that names its stream, by a UUID.
-    `admit`: refuses what the sender may not see, before anything else.
     `decide`: the events that a command leads to at that time (aware UTC), none when it is already so; or a CouponError.
     `has_content_of`: whether these events, stored under the command's id, are what this command would have led to.
     `due_at`: when the stream is to be looked at, None for never; `when_due`: the command that looks. It must lead to
     an event when decided at or after that time, and be harmless before.
+    `admit`: refuses what the sender may not see, before anything else; by default all may see all.
     """
 
     stream_field: str
-    admit: Callable[[State | None, Command], None]
     decide: Callable[[State | None, Command, datetime], list[Event]]
     evolve: Callable[[State | None, Event], State]
     has_content_of: Callable[[Sequence[Event], Command], bool]
     due_at: Callable[[State], datetime | None]
     when_due: Callable[[UUID], Command]
+    admit: Callable[[State | None, Command], None] = lambda state, command: None
 
     def stream_id(self, command: Command) -> UUID:
         stream_id: UUID = getattr(command, self.stream_field)

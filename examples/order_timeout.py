@@ -1,0 +1,130 @@
+"""An unpaid order is cancelled after 30 minutes: another deadline on the same clockwork, without a line changed in it.
+
+The life of an order comes first, as pure functions; the last ten lines give it a log, alarms and loops, in a schema,
+topic and group of its own.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from coupon_clock.clockwork import Clockwork, Decider, Settings
+from coupon_clock.domain.errors import CouponError
+
+PAYMENT_TIME = timedelta(minutes=30)
+
+
+class Placed(Struct, frozen=True, tag="Order.Placed"):
+    amount: int
+    pay_until: datetime
+
+
+class Paid(Struct, frozen=True, tag="Order.Paid"):
+    pass
+
+
+class Cancelled(Struct, frozen=True, tag="Order.Cancelled"):
+    pass
+
+
+Event = Placed | Paid | Cancelled
+
+
+class PlaceOrder(Struct, frozen=True, kw_only=True):
+    """`command_id` and `order_id` are made before the first try, so that a repeat has no second effect."""
+
+    command_id: UUID
+    order_id: UUID
+    amount: int
+    actor: str | None = None
+    expected_version: int | None = None
+
+
+class PayOrder(Struct, frozen=True, kw_only=True):
+    command_id: UUID
+    order_id: UUID
+    actor: str | None = None
+    expected_version: int | None = None
+
+
+class CancelUnpaidOrder(Struct, frozen=True, kw_only=True):
+    """Sent by the clock."""
+
+    command_id: UUID
+    order_id: UUID
+    actor: str | None = None
+    expected_version: int | None = None
+
+
+Command = PlaceOrder | PayOrder | CancelUnpaidOrder
+
+
+class OrderUnknown(CouponError):
+    """There is no such order."""
+
+
+class OrderCancelled(CouponError):
+    """It was not paid in time: place a new order."""
+
+
+class Order(Struct, frozen=True):
+    pay_until: datetime
+    paid: bool = False
+    cancelled: bool = False
+
+    def is_closed(self) -> bool:
+        return self.paid or self.cancelled
+
+
+def decide(order: Order | None, command: Command, now: datetime) -> list[Event]:
+    if isinstance(command, PlaceOrder):
+        return [] if order else [Placed(command.amount, now + PAYMENT_TIME)]
+    if order is None:
+        raise OrderUnknown
+    if isinstance(command, CancelUnpaidOrder):
+        return [] if order.is_closed() or now < order.pay_until else [Cancelled()]
+    if order.paid:
+        return []
+    if order.cancelled or now >= order.pay_until:
+        raise OrderCancelled
+    return [Paid()]
+
+
+def evolve(order: Order | None, event: Event) -> Order:
+    if isinstance(event, Placed):
+        return Order(event.pay_until)
+    assert order is not None
+    return replace(order, paid=isinstance(event, Paid), cancelled=isinstance(event, Cancelled))
+
+
+def has_content_of(events: Sequence[Event], command: Command) -> bool:
+    match command, *events:
+        case PlaceOrder(), Placed(amount):
+            return amount == command.amount
+        case PayOrder(), Paid():
+            return True
+    return isinstance(command, CancelUnpaidOrder)
+
+
+# ── on a clock, in ten lines ─────────────────────────────────────────────────────────────────────
+
+ORDERS: Decider[Order, Command, Event] = Decider(
+    stream_field="order_id",
+    decide=decide,
+    evolve=evolve,
+    has_content_of=has_content_of,
+    due_at=lambda order: None if order.is_closed() else order.pay_until,
+    when_due=lambda order_id: CancelUnpaidOrder(command_id=uuid4(), order_id=order_id),
+)
+ITS_OWN = {"database_schema": "orders", "rocketmq_topic": "order-timeout", "rocketmq_group": "order-clock"}
+
+
+def open_orders(**settings: Any) -> Clockwork[Order, Command, Event]:
+    """Makes its tables where they are missing. Then: `with orders.running(): orders.execute(PlaceOrder(…))`."""
+    own = Settings.load(**ITS_OWN | settings)
+    Clockwork.migrate(own)
+    return Clockwork.open(own, ORDERS, Event)
