@@ -102,12 +102,12 @@ def evolve(order: Order | None, event: Event) -> Order:
 
 
 def has_content_of(events: Sequence[Event], command: Command) -> bool:
-    match command, *events:
-        case PlaceOrder(), Placed(amount):
-            return amount == command.amount
-        case PayOrder(), Paid():
+    match command, events[0]:
+        case PlaceOrder(amount=amount), Placed(amount=placed):
+            return amount == placed
+        case (PayOrder(), Paid()) | (CancelUnpaidOrder(), Cancelled()):
             return True
-    return isinstance(command, CancelUnpaidOrder)
+    return False
 
 
 # ── on a clock, in ten lines ─────────────────────────────────────────────────────────────────────
