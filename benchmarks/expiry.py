@@ -183,8 +183,10 @@ class Commits:
         self._noted: list[tuple[datetime, Record[Any]]] = []
         app.store.append = self.append  # type: ignore[method-assign]
 
-    def append(self, appends: Sequence[Append[Any]]) -> list[Appended | Conflict]:
-        answers = self._append(appends)
+    def append(
+        self, appends: Sequence[Append[Any]], longest_wait: timedelta | None = None
+    ) -> list[Appended | Conflict]:
+        answers = self._append(appends, longest_wait)
         (now,) = self._clock.execute("SELECT coupon_clock_now()", prepare=True).fetchone() or (None,)
         stored = [a for a, answer in zip(appends, answers, strict=True) if isinstance(answer, Appended)]
         ends = [(now, append.records[-1]) for append in stored if isinstance(append.records[-1].event, Ended)]

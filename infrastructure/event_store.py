@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
-from datetime import datetime
+from datetime import datetime, timedelta
 from time import monotonic
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 from uuid import UUID
@@ -29,7 +29,7 @@ SELECT clock.now, log.originator_id, log.originator_version, log.notification_id
 
 APPEND = """
 SELECT stream_id, version, log_position
-  FROM coupon_clock_append(%b, %b, %b, %b, %b, %b)
+  FROM coupon_clock_append(%b, %b, %b, %b, %b, %b, %b)
 """
 
 Event = TypeVar("Event")
@@ -166,16 +166,20 @@ class EventStore(Generic[Event]):
         """Reads PostgreSQL's time, as every load does. Raises DatabaseUnavailable."""
         return self.load_many([]).now
 
-    def append(self, appends: Sequence[Append[Event]]) -> list[Appended | Conflict]:
+    def append(
+        self, appends: Sequence[Append[Event]], longest_wait: timedelta | None = None
+    ) -> list[Appended | Conflict]:
         """All in one transaction and one round trip, with their alarms; answers in order.
 
-        Raises AppendRolledBack or another DatabaseUnavailable (nothing was stored), AnswerLost.
+        `longest_wait`: for others who have one of these streams under way; by default the connection's lock timeout.
+        Raises TimedOut where it is over, AppendRolledBack or another DatabaseUnavailable (nothing was stored),
+        AnswerLost.
         """
         if not appends:
             return []
-        columns = self._columns(appends)
+        parameters = (*self._columns(appends), longest_wait)
         with available(), self._connections.connection() as connection, rolled_back_or_lost(connection):
-            rows = connection.execute(APPEND, columns, prepare=True, binary=True).fetchall()
+            rows = connection.execute(APPEND, parameters, prepare=True, binary=True).fetchall()
         return answers(appends, rows)
 
     def envelope(self, stream_id: UUID, version: int, position: int, state: bytes) -> Envelope[Event]:

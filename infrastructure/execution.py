@@ -4,7 +4,7 @@ Knows no coupon: what is decided comes in as a Decider, so that another kind of 
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import islice
 from time import monotonic
 from typing import Generic, Protocol, TypeVar
@@ -31,6 +31,10 @@ from coupon_clock.infrastructure.schema import UnsafeLog
 CHUNK = 1_000
 PATIENCE_S = 10
 """How long one call goes on deciding again what others overtook, and halving what times out."""
+LOOK_WAIT = timedelta(milliseconds=200)
+"""Longest wait of a look for somebody who has one of its streams under way: all that are due wait with it."""
+HALF_WAIT = timedelta(milliseconds=50)
+"""Longest wait once a batch has waited in vain, and is halved until the culprit is alone."""
 
 
 class AnyCommand(Protocol):
@@ -141,6 +145,7 @@ class Attempt(Generic[State, Command, Event]):
         self._appended = appended
         self._cause = cause
         self._stream_id = decider.stream_id
+        self._longest_wait = None if cause == "command" else LOOK_WAIT
         self._give_up_at = monotonic() + PATIENCE_S
 
     def outcomes(self, commands: Sequence[Command]) -> "list[Executed[Event] | CouponError]":
@@ -186,7 +191,7 @@ class Attempt(Generic[State, Command, Event]):
 
     def _answers(self, appends: Sequence[Append[Event]]) -> Sequence[Appended | Conflict | AnswerLost]:
         try:
-            return self._store.append(appends)
+            return self._store.append(appends, self._longest_wait)
         except AnswerLost as lost:
             return [lost for _ in appends]
 
@@ -194,6 +199,7 @@ class Attempt(Generic[State, Command, Event]):
         """Each half by itself, until the culprit is alone."""
         if len(commands) == 1 or not self._is_patient():
             return [why for _ in commands]
+        self._longest_wait = HALF_WAIT
         middle = len(commands) // 2
         return [*self._tried(commands[:middle]), *self._tried(commands[middle:])]
 

@@ -31,8 +31,9 @@ ACKNOWLEDGE = 256
 LONG_POLL = timedelta(seconds=5)
 ROOM_WAIT_S = 0.1
 LONGEST_WITHOUT_TIME_S = 5.0
-AGAIN_AFTER = timedelta(seconds=0.2)
-"""A stream that could not be looked at is left alone for so long."""
+SOONEST_AGAIN = timedelta(seconds=0.2)
+LATEST_AGAIN = timedelta(seconds=2)
+"""A stream that could not be looked at is left alone for as long as it is overdue, within these bounds."""
 NO_WAIT = timedelta(0)
 
 log = structlog.get_logger()
@@ -171,6 +172,8 @@ class ExpiryConsumer:
             due: list[Held] = []
             now = self._clock.now()
             while self._held and self._held[0].due_at <= now and len(due) < BATCH:
+                if due and is_again(due[0]) != is_again(self._held[0]):
+                    break
                 due.append(heapq.heappop(self._held))
             self._looking += bool(due)
             telemetry.HELD.set(len(self._held))
@@ -224,7 +227,7 @@ class ExpiryConsumer:
                 case NotDue():
                     again.append(held)
                 case TryAgain():
-                    again.append(replace(held, due_at=self._clock.now() + AGAIN_AFTER))
+                    again.append(replace(held, due_at=self._clock.now() + self._left_alone(held.message)))
                 case Unanswerable(error):
                     aside.append((held.delivery, str(error)))
                     counts["rejected"] += 1
@@ -233,6 +236,9 @@ class ExpiryConsumer:
         for delivery, reason in aside:
             self._set_aside(delivery, reason)
         return counts
+
+    def _left_alone(self, message: ExpiryDue) -> timedelta:
+        return min(max(SOONEST_AGAIN, self._clock.now() - message.due_at), LATEST_AGAIN)
 
     def _hold_again(self, due: Sequence[Held]) -> None:
         with self._changed:
@@ -268,3 +274,8 @@ class ExpiryConsumer:
         with self._changed:
             self._finished += deliveries
             self._changed.notify_all()
+
+
+def is_again(held: Held) -> bool:
+    """Whether its stream could not be looked at before. Such are looked at by themselves, to make no other late."""
+    return held.due_at != held.message.due_at

@@ -90,16 +90,22 @@ CREATE TRIGGER refuse_change BEFORE UPDATE OR DELETE OR TRUNCATE ON coupon_templ
 # First each stream's lowest version, and only directly after the one before it; those that got in change their alarms
 # and bring the rest, where a conflict rolls all back. Streams left out come back with position null and the version
 # they have. Rows are inserted in the order of their ids, so that two batches never wait for each other in a circle.
+# `longest_wait`: for a writer that has the same stream under way; by default the connection's lock_timeout.
 # The look for the version before is a scalar subquery, because PostgreSQL may answer an EXISTS by hashing the table.
 APPEND = """
 CREATE FUNCTION coupon_clock_append(
-    ids uuid[], versions bigint[], topics text[], states bytea[], alarm_ids uuid[], alarm_due_ats timestamptz[]
+    ids uuid[], versions bigint[], topics text[], states bytea[], alarm_ids uuid[], alarm_due_ats timestamptz[],
+    longest_wait interval
 ) RETURNS TABLE (stream_id uuid, version bigint, log_position bigint) LANGUAGE plpgsql AS $$
 DECLARE
     got_ids       uuid[];
     got_versions  bigint[];
     got_positions bigint[];
 BEGIN
+    IF longest_wait IS NOT NULL THEN
+        PERFORM set_config('lock_timeout', extract(milliseconds FROM longest_wait)::int::text, true);
+    END IF;
+
     WITH got AS (
         INSERT INTO coupon_template_events AS log (originator_id, originator_version, topic, state)
         SELECT first.id, first.version, first.topic, first.state

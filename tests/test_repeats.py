@@ -94,7 +94,9 @@ class LogInMemory:
     def load_many(self, stream_ids: Sequence[UUID]) -> Loaded[Event]:
         return Loaded({stream_id: self.stream(stream_id) for stream_id in stream_ids}, self.now)
 
-    def append(self, appends: Sequence[Append[Event]]) -> list[Appended | Conflict]:
+    def append(
+        self, appends: Sequence[Append[Event]], longest_wait: timedelta | None = None
+    ) -> list[Appended | Conflict]:
         if others := self.others_come_first:
             self.others_come_first = None
             others()

@@ -313,3 +313,19 @@ def test_the_log_may_be_in_another_schema_than_the_callers(database_url, connect
         connection.commit()
         assert versions(app, template) == [1]
         assert offers(app) == 1
+
+
+def test_a_template_that_a_caller_holds_across_its_end_makes_no_other_late(live, connection):
+    held, others = ending_in(2), [ending_in(2 + n / 100) for n in range(100)]
+    live.execute_many([held, *others])
+    live.execute(increase(held.template_id), connection=connection)
+    with live.running():
+        eventually(lambda: ended(live) == len(others))
+        assert {late.worst.total_seconds() < 2 for late in live.check().lateness.values()} == {True}
+        connection.commit()
+        eventually(lambda: ended(live) == len(others) + 1)
+    assert versions(live, held) == [1, 2, 3]
+
+
+def ended(live: Application) -> int:
+    return sum(live.check().ended.values())
