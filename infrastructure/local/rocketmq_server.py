@@ -44,6 +44,11 @@ class LocalRocketMQ:
         """`127.0.0.1:port` of the gRPC proxy, as clients take it; kept as long as nobody else takes the port."""
         return f"127.0.0.1:{self._ports().grpc}"
 
+    @property
+    def name_server(self) -> str:
+        """`127.0.0.1:port`, as another proxy takes it."""
+        return f"127.0.0.1:{self._ports().name_server}"
+
     def start(self, progress: Progress = silent) -> str:
         """Start what does not run, jars fetched first, and return the endpoints once clients can connect."""
         jars = rocketmq_jars(progress)
@@ -134,14 +139,13 @@ class LocalRocketMQ:
         java_with = partial(self._launch_one, java(self.folder, jars))
         # Side by side: the name server is ready long before the broker wants to register.
         name_server = java_with("name-server", "-Xmx64m", NAME_SERVER, "-c", "name-server.conf")
-        broker = java_with("broker", "-Xms256m", "-Xmx512m", BROKER, *self._broker_arguments(here))
+        broker = java_with("broker", "-Xms256m", "-Xmx512m", BROKER, *self._broker_arguments())
         self._await(name_server, "name-server", here.name_server)
         self._await(broker, "broker", here.grpc)
         until(lambda: registered(here), ROUTE_SECONDS)
 
-    def _broker_arguments(self, here: Ports) -> list[str]:
-        name_server = f"127.0.0.1:{here.name_server}"
-        return ["-pm", "local", "-bc", "broker.conf", "-pc", "proxy.json", "-n", name_server]
+    def _broker_arguments(self) -> list[str]:
+        return ["-pm", "local", "-bc", "broker.conf", "-pc", "proxy.json", "-n", self.name_server]
 
     def _launch_one(self, command: list[str], name: str, *arguments: str) -> int:
         return launch([*command, *arguments], self._log(name))

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from broker_contract import LONG, NO_LEAD, SHORT, due_now, received
-from coupon_clock.infrastructure.broker import BrokerUnavailable
+from broker_contract import NO_LEAD, due_now, received, refusals
 from coupon_clock.infrastructure.local.rocketmq_configuration import Credentials
 from coupon_clock.infrastructure.local.rocketmq_server import LocalRocketMQ
 from coupon_clock.infrastructure.rocketmq import RocketMQBroker
@@ -70,23 +69,11 @@ def test_other_credentials_are_refused_with_what_mends_it_and_without_the_secret
     guarded: LocalRocketMQ, capfd: pytest.CaptureFixture[str], topic: str, access_key: str, secret_key: str
 ) -> None:
     with opened(guarded, topic, access_key, secret_key) as broker:
-        refusals = [refusal_to_publish(broker), refusal_to_receive(broker)]
-    for refusal in refusals:
+        told = refusals(broker)
+    for refusal in told:
         assert isinstance(refusal, CredentialsRefused)
         assert "COUPON_CLOCK_ROCKETMQ_ACCESS_KEY" in str(refusal)
         assert f"Topic:{topic},Group:{GROUP}" in str(refusal)
-    told = "".join([*capfd.readouterr(), *map(str, refusals), *map(repr, refusals)])
-    assert "broker_lost" in told
-    assert SECRET not in told
-
-
-def refusal_to_publish(broker: RocketMQBroker) -> BrokerUnavailable:
-    with pytest.raises(BrokerUnavailable) as refused:
-        broker.publish([due_now()], NO_LEAD)
-    return refused.value
-
-
-def refusal_to_receive(broker: RocketMQBroker) -> BrokerUnavailable:
-    with pytest.raises(BrokerUnavailable) as refused:
-        broker.receive(1, LONG, SHORT)
-    return refused.value
+    written = "".join([*capfd.readouterr(), *map(str, told), *map(repr, told)])
+    assert "broker_lost" in written
+    assert SECRET not in written
