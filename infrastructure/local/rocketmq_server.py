@@ -5,6 +5,7 @@ What it stores stays in the folder, and so do its logs and temporary files: it i
 
 import shutil
 import signal
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -73,12 +74,12 @@ class LocalRocketMQ:
         except (OSError, remoting.Refused) as failure:
             raise ServerDidNotAnswer("RocketMQ", str(failure), self._log("broker")) from failure
 
-    def admit(self, user: Credentials, topic: str, group: str) -> None:
-        """Make a user who may publish to that topic, and receive from it as that group, and nothing else."""
+    def admit(self, user: Credentials, rights: Mapping[str, Sequence[str]]) -> None:
+        """Make a user with these rights only: `Pub`, `Sub` or both, by `Topic:NAME` or `Group:NAME`."""
         broker = self._ports().broker
         try:
             remoting.make_user(broker, user.access_key, user.secret_key.get_secret_value())
-            remoting.allow(broker, user.access_key, topic, group)
+            remoting.allow(broker, user.access_key, rights)
         except (OSError, remoting.Refused) as failure:
             raise ServerDidNotAnswer("RocketMQ", str(failure), self._log("broker")) from failure
 
