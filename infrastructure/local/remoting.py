@@ -24,8 +24,8 @@ class Refused(Exception):
         self.code = code
 
 
-def make_delay_topic(broker_port: int, topic: str, queues: int = 4) -> None:
-    """Create a topic for delayed messages, or make an existing one such."""
+def make_topic(broker_port: int, topic: str, message_type: str, queues: int = 4) -> None:
+    """Create a topic for messages of that type, as DELAY or NORMAL, or make an existing one such."""
     fields = {
         "topic": topic,
         "defaultTopic": "TBW102",
@@ -35,7 +35,7 @@ def make_delay_topic(broker_port: int, topic: str, queues: int = 4) -> None:
         "topicFilterType": "SINGLE_TAG",
         "topicSysFlag": 0,
         "order": False,
-        "attributes": "+message.type=DELAY",
+        "attributes": f"+message.type={message_type}",
     }
     request(broker_port, UPDATE_TOPIC, fields)
 

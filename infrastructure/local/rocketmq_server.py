@@ -59,14 +59,14 @@ class LocalRocketMQ:
                 self._launch(jars)
         return self.endpoints
 
-    def provision(self, topic: str, group: str) -> None:
-        """Make the topic, for delayed messages, and the consumer group; returns when clients can use them.
+    def provision(self, topic: str, group: str, message_type: str = "DELAY") -> None:
+        """Make the topic, for messages of that type, and the consumer group; returns when clients can use them.
 
         RocketMQ keeps both in its store. Repeating it does nothing.
         """
         here = self._ports()
         try:
-            remoting.make_delay_topic(here.broker, topic)
+            remoting.make_topic(here.broker, topic, message_type)
             remoting.make_group(here.broker, group)
             self._await_route(here.name_server, topic)
             # Asked only once it must know: a proxy remembers for 20 s that it did not.
