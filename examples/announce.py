@@ -1,14 +1,19 @@
-"""Tells everybody else that a template ended: `Ended` events to an ordinary RocketMQ topic, at least once, in order.
+"""Tells everybody else that a template ended: `Ended` events to an ordinary RocketMQ topic, at least once.
 
-Receivers tell repeats by `position`. Needs a topic of type NORMAL.
+Receivers tell repeats by `position`, and may get them in another order. Needs a topic of type NORMAL:
+
+    with Application.open(Settings.load()) as app, rocketmq_publisher("127.0.0.1:8081", "coupon-ended") as publish:
+        announce(app, publish, stop)
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from threading import Event
 
 from coupon_clock.app import Application, Envelope
 from coupon_clock.domain.events import Ended
+from coupon_clock.infrastructure.rocketmq_client.library import library
 
 
 def announcement(envelope: Envelope) -> bytes | None:
@@ -37,17 +42,20 @@ def announce(app: Application, publish: Callable[[bytes], object], stop: Event) 
     app.follow("announce-ended", handler, stop=stop)
 
 
-def rocketmq_publisher(endpoints: str, topic: str) -> Callable[[bytes], object]:
-    """Through the client as it is, which keeps its log in the home folder (docs/rocketmq.md)."""
-    from rocketmq import ClientConfiguration, Credentials, Message, Producer
-
-    producer = Producer(ClientConfiguration(endpoints, Credentials()), (topic,))
-    producer.startup()
+@contextmanager
+def rocketmq_publisher(endpoints: str, topic: str) -> Iterator[Callable[[bytes], object]]:
+    """Through the client as it is, but for its log in the home folder (docs/rocketmq.md)."""
+    rocketmq = library().rocketmq
+    producer = rocketmq.Producer(rocketmq.ClientConfiguration(endpoints, rocketmq.Credentials()), {topic})
 
     def publish(body: bytes) -> object:
-        message = Message()
+        message = rocketmq.Message()
         message.topic = topic
         message.body = body
         return producer.send(message)
 
-    return publish
+    producer.startup()
+    try:
+        yield publish
+    finally:
+        producer.shutdown()

@@ -167,7 +167,8 @@ def _topic(settings: Settings) -> str:
 
 
 def _group(settings: Settings) -> str:
-    """Receives nothing: what is received is away from others for a while."""
+    """Receives nothing: what is received is away from others for a while. Who may not receive is refused already when
+    the connection says what it would receive, and as which group."""
     with _connected(settings, Connection.for_receiving) as connection:
         brokers = ", ".join(lane.broker for lane in connection.lanes())
     return f"{settings.rocketmq_group} can receive from {brokers}"

@@ -37,6 +37,7 @@ class Settings(BaseSettings):
     rocketmq_access_key: str = ""
     rocketmq_secret_key: SecretStr = SecretStr("")
     rocketmq_tls: bool = False
+    """Whom to trust is gRPC's own setting, for the whole process (docs/rocketmq.md)."""
 
     arming_window: float = Field(3600, gt=0)
     """How far ahead alarms go to RocketMQ: an hour keeps a bulk import from flooding it, and is below all vendors'

@@ -10,7 +10,9 @@ from threading import Event, Thread
 from time import monotonic
 from uuid import uuid4
 
-from coupon_clock.infrastructure.broker import Broker, Delivery
+import pytest
+
+from coupon_clock.infrastructure.broker import Broker, BrokerUnavailable, Delivery
 from coupon_clock.infrastructure.messages import ExpiryDue, to_wire
 
 NO_LEAD = timedelta()
@@ -122,3 +124,12 @@ def received(
         collected += [d for d in deliveries if d.body in wanted]
         missing.difference_update(bodies(deliveries))
     return collected
+
+
+def refusals(broker: Broker) -> list[BrokerUnavailable]:
+    """What publishing and receiving are told where neither works."""
+    with pytest.raises(BrokerUnavailable) as to_publish:
+        broker.publish([due_now()], NO_LEAD)
+    with pytest.raises(BrokerUnavailable) as to_receive:
+        broker.receive(1, LONG, SHORT)
+    return [to_publish.value, to_receive.value]

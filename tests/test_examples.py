@@ -13,6 +13,7 @@ import msgspec
 import pytest
 from fastapi.testclient import TestClient
 
+from coupon_clock.infrastructure.rocketmq_client.library import library
 from deadlines import eventually
 from examples import SHOP, ending_in, increase, terminate
 
@@ -122,6 +123,55 @@ def test_ends_are_announced_also_after_a_failure(live):
         eventually(lambda: sent)
     assert [json.loads(body)["template_id"] for body in sent] == [str(template.template_id)]
     assert json.loads(sent[0])["reason"] == "terminated"
+
+
+@pytest.mark.rocketmq
+def test_ends_are_announced_on_an_ordinary_rocketmq_topic(live, rocketmq):
+    rocketmq.provision("ended", "listeners", "NORMAL")
+    template = ending_in(3600)
+    live.execute(template)
+    outcome = live.execute(terminate(template.template_id))
+    announce = example("announce")
+
+    with (
+        announce.rocketmq_publisher(rocketmq.endpoints, "ended") as publish,
+        in_background(announce.announce, live, publish),
+    ):
+        (body,) = received(rocketmq.endpoints, "ended", "listeners")
+
+    assert json.loads(body) == {
+        "type": "CouponTemplateEnded",
+        "template_id": str(template.template_id),
+        "shop_number": SHOP,
+        "reason": "terminated",
+        "ended_at": outcome.events[0].ended_at.isoformat(),
+        "position": outcome.position,
+    }
+    with pytest.raises(Exception, match="not running"):
+        publish(b"after it was shut down")
+
+
+def received(endpoints: str, topic: str, group: str) -> list[bytes]:
+    """The first messages that come, acknowledged."""
+    rocketmq = library().rocketmq
+    configuration = rocketmq.ClientConfiguration(endpoints, rocketmq.Credentials())
+    consumer = rocketmq.SimpleConsumer(configuration, group, {topic: rocketmq.FilterExpression()}, await_duration=5)
+    settings_came = consumer._init_settings_event
+    messages = []
+
+    def receive() -> list[object]:
+        messages.extend(consumer.receive(32, 10))
+        return messages
+
+    consumer.startup()
+    try:
+        eventually(settings_came.is_set)  # receiving is refused until then
+        eventually(receive)
+        for message in messages:
+            consumer.ack(message)
+    finally:
+        consumer.shutdown()
+    return [message.body for message in messages]
 
 
 def follows(app, name: str) -> bool:

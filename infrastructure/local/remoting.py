@@ -7,6 +7,7 @@ things, but takes a Java machine and 4.5 s for each. Source: org.apache.rocketmq
 import json
 import socket
 import struct
+from collections.abc import Mapping, Sequence
 from typing import BinaryIO
 
 UPDATE_TOPIC, UPDATE_BROKER, ROUTE_OF_TOPIC, UPDATE_GROUP, CREATE_USER, CREATE_ACL = 17, 25, 105, 200, 3001, 3006
@@ -23,8 +24,8 @@ class Refused(Exception):
         self.code = code
 
 
-def make_delay_topic(broker_port: int, topic: str, queues: int = 4) -> None:
-    """Create a topic for delayed messages, or make an existing one such."""
+def make_topic(broker_port: int, topic: str, message_type: str, queues: int = 4) -> None:
+    """Create a topic for messages of that type, as DELAY or NORMAL, or make an existing one such."""
     fields = {
         "topic": topic,
         "defaultTopic": "TBW102",
@@ -34,7 +35,7 @@ def make_delay_topic(broker_port: int, topic: str, queues: int = 4) -> None:
         "topicFilterType": "SINGLE_TAG",
         "topicSysFlag": 0,
         "order": False,
-        "attributes": "+message.type=DELAY",
+        "attributes": f"+message.type={message_type}",
     }
     request(broker_port, UPDATE_TOPIC, fields)
 
@@ -50,11 +51,11 @@ def make_user(broker_port: int, name: str, password: str) -> None:
     request(broker_port, CREATE_USER, {"username": name}, json.dumps(user).encode())
 
 
-def allow(broker_port: int, user: str, topic: str, group: str) -> None:
-    """Let a user publish to the topic, and receive from it as the group."""
+def allow(broker_port: int, user: str, rights: Mapping[str, Sequence[str]]) -> None:
+    """Let a user do that and nothing else: `Pub`, `Sub` or both, by `Topic:NAME` or `Group:NAME`."""
     entries = [
-        {"resource": f"Topic:{topic}", "actions": ["Pub", "Sub"], "sourceIps": [], "decision": "Allow"},
-        {"resource": f"Group:{group}", "actions": ["Sub"], "sourceIps": [], "decision": "Allow"},
+        {"resource": resource, "actions": actions, "sourceIps": [], "decision": "Allow"}
+        for resource, actions in rights.items()
     ]
     acl = {"subject": f"User:{user}", "policies": [{"policyType": "Custom", "entries": entries}]}
     request(broker_port, CREATE_ACL, {"subject": f"User:{user}"}, json.dumps(acl).encode())

@@ -79,7 +79,7 @@ class LocalRocketMQCluster:
         """On both brokers; returns when the proxy knows."""
         for name in BROKERS:
             here = self._ports.of(name).broker
-            remoting.make_delay_topic(here, topic)
+            remoting.make_topic(here, topic, "DELAY")
             remoting.make_group(here, group)
             remoting.register_now(here)
         for port in (self._ports.name_server, self._ports.proxy_remoting):

@@ -5,6 +5,7 @@ What it stores stays in the folder, and so do its logs and temporary files: it i
 
 import shutil
 import signal
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -44,6 +45,11 @@ class LocalRocketMQ:
         """`127.0.0.1:port` of the gRPC proxy, as clients take it; kept as long as nobody else takes the port."""
         return f"127.0.0.1:{self._ports().grpc}"
 
+    @property
+    def name_server(self) -> str:
+        """`127.0.0.1:port`, as another proxy takes it."""
+        return f"127.0.0.1:{self._ports().name_server}"
+
     def start(self, progress: Progress = silent) -> str:
         """Start what does not run, jars fetched first, and return the endpoints once clients can connect."""
         jars = rocketmq_jars(progress)
@@ -53,14 +59,14 @@ class LocalRocketMQ:
                 self._launch(jars)
         return self.endpoints
 
-    def provision(self, topic: str, group: str) -> None:
-        """Make the topic, for delayed messages, and the consumer group; returns when clients can use them.
+    def provision(self, topic: str, group: str, message_type: str = "DELAY") -> None:
+        """Make the topic, for messages of that type, and the consumer group; returns when clients can use them.
 
         RocketMQ keeps both in its store. Repeating it does nothing.
         """
         here = self._ports()
         try:
-            remoting.make_delay_topic(here.broker, topic)
+            remoting.make_topic(here.broker, topic, message_type)
             remoting.make_group(here.broker, group)
             self._await_route(here.name_server, topic)
             # Asked only once it must know: a proxy remembers for 20 s that it did not.
@@ -68,12 +74,12 @@ class LocalRocketMQ:
         except (OSError, remoting.Refused) as failure:
             raise ServerDidNotAnswer("RocketMQ", str(failure), self._log("broker")) from failure
 
-    def admit(self, user: Credentials, topic: str, group: str) -> None:
-        """Make a user who may publish to that topic, and receive from it as that group, and nothing else."""
+    def admit(self, user: Credentials, rights: Mapping[str, Sequence[str]]) -> None:
+        """Make a user with these rights only: `Pub`, `Sub` or both, by `Topic:NAME` or `Group:NAME`."""
         broker = self._ports().broker
         try:
             remoting.make_user(broker, user.access_key, user.secret_key.get_secret_value())
-            remoting.allow(broker, user.access_key, topic, group)
+            remoting.allow(broker, user.access_key, rights)
         except (OSError, remoting.Refused) as failure:
             raise ServerDidNotAnswer("RocketMQ", str(failure), self._log("broker")) from failure
 
@@ -134,14 +140,13 @@ class LocalRocketMQ:
         java_with = partial(self._launch_one, java(self.folder, jars))
         # Side by side: the name server is ready long before the broker wants to register.
         name_server = java_with("name-server", "-Xmx64m", NAME_SERVER, "-c", "name-server.conf")
-        broker = java_with("broker", "-Xms256m", "-Xmx512m", BROKER, *self._broker_arguments(here))
+        broker = java_with("broker", "-Xms256m", "-Xmx512m", BROKER, *self._broker_arguments())
         self._await(name_server, "name-server", here.name_server)
         self._await(broker, "broker", here.grpc)
         until(lambda: registered(here), ROUTE_SECONDS)
 
-    def _broker_arguments(self, here: Ports) -> list[str]:
-        name_server = f"127.0.0.1:{here.name_server}"
-        return ["-pm", "local", "-bc", "broker.conf", "-pc", "proxy.json", "-n", name_server]
+    def _broker_arguments(self) -> list[str]:
+        return ["-pm", "local", "-bc", "broker.conf", "-pc", "proxy.json", "-n", self.name_server]
 
     def _launch_one(self, command: list[str], name: str, *arguments: str) -> int:
         return launch([*command, *arguments], self._log(name))
@@ -173,6 +178,7 @@ def java(folder: Path, jars: Path) -> list[str]:
         home(folder),
         f"-Duser.home={folder}",
         f"-Djava.io.tmpdir={folder / 'tmp'}",  # native libraries are unpacked there, 13 MB at each start
+        "-Dtls.server.mode=disabled",  # else each server makes certificates that nobody trusts, 2 s at each start
         "-XX:-UsePerfData",
         "-XX:+UseSerialGC",
         "-XX:TieredStopAtLevel=1",

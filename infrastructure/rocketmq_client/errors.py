@@ -88,6 +88,42 @@ class CredentialsRefused(BrokerMisconfigured):
         self.text = text
 
 
+class CertificateNotTrusted(BrokerMisconfigured):
+    """RocketMQ's certificate is not trusted ({reason}). If the authority that signed it is your own, name the file with
+    that authority's certificate in GRPC_DEFAULT_SSL_ROOTS_FILE_PATH before the process starts: gRPC does not ask the
+    system's list"""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class CertificateForAnotherName(BrokerMisconfigured):
+    """RocketMQ's certificate is for another name than COUPON_CLOCK_ROCKETMQ_ENDPOINTS has. Call it there as its
+    certificate does, or have a certificate made for that name"""
+
+    def __init__(self) -> None:
+        super().__init__("the certificate is for another name")
+
+
+class TlsNotSpoken(BrokerMisconfigured):
+    """RocketMQ speaks no TLS at COUPON_CLOCK_ROCKETMQ_ENDPOINTS. Set COUPON_CLOCK_ROCKETMQ_TLS=false, or give its proxy
+    a certificate and -Dtls.server.mode=permissive"""
+
+    def __init__(self) -> None:
+        super().__init__("no TLS is spoken there")
+
+
+class HungUp(BrokerUnavailable):
+    """RocketMQ takes the connection and closes it before it says a word ({text}). If it speaks only TLS, set
+    COUPON_CLOCK_ROCKETMQ_TLS=true; the port must be that of its gRPC proxy. The loops keep trying, and ends come by the
+    sweep meanwhile."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+
 class DelayRefused(BrokerMisconfigured):
     """RocketMQ refuses a delivery time: {text}."""
 
@@ -130,4 +166,18 @@ def failed_call(code: str, text: str, topic: str, group: str) -> BrokerUnavailab
         return CredentialsRefused(topic, group, text)
     if "group not found" in text:
         return GroupMissing(group)
-    return BrokerUnavailable(f"{code}: {text}")
+    return unconnected(text) or BrokerUnavailable(f"{code}: {text}")
+
+
+def unconnected(text: str) -> BrokerUnavailable | None:
+    """Why there is no connection, where a setting may mend it. gRPC says so only in words."""
+    _, distrusted, reason = text.partition("CERTIFICATE_VERIFY_FAILED: ")
+    if distrusted:
+        return CertificateNotTrusted(reason.removesuffix(": OK"))
+    if "Hostname Verification Check failed" in text:
+        return CertificateForAnotherName()
+    if "WRONG_VERSION_NUMBER" in text:
+        return TlsNotSpoken()
+    if "failed to connect" in text and "Socket closed" in text:
+        return HungUp(text)
+    return None

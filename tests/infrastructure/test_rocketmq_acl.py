@@ -3,12 +3,13 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from pydantic import SecretStr
 
-from broker_contract import LONG, NO_LEAD, SHORT, due_now, received
-from coupon_clock.infrastructure.broker import BrokerUnavailable
+from broker_contract import NO_LEAD, due_now, received, refusals
+from coupon_clock.infrastructure.doctor import examine
 from coupon_clock.infrastructure.local.rocketmq_configuration import Credentials
 from coupon_clock.infrastructure.local.rocketmq_server import LocalRocketMQ
 from coupon_clock.infrastructure.rocketmq import RocketMQBroker
@@ -18,6 +19,7 @@ from coupon_clock.infrastructure.settings import Settings
 pytestmark = pytest.mark.rocketmq
 
 TOPIC, GROUP, ANOTHER_TOPIC = "guarded", "guard", "not-theirs"
+ON_TOPIC, AS_GROUP = f"Topic:{TOPIC}", f"Group:{GROUP}"
 SECRET = "open sesame"
 OWNER = Credentials("owner", SecretStr("only the owner knows"))
 CLOCK = Credentials("clock", SecretStr(SECRET))
@@ -29,20 +31,24 @@ def guarded(server_folder: Path) -> Iterator[LocalRocketMQ]:
     server.start()
     server.provision(TOPIC, GROUP)
     server.provision(ANOTHER_TOPIC, GROUP)
-    server.admit(CLOCK, TOPIC, GROUP)
+    server.admit(CLOCK, {ON_TOPIC: ["Pub", "Sub"], AS_GROUP: ["Sub"]})
     yield server
     server.kill()
 
 
-@contextmanager
-def opened(server: LocalRocketMQ, topic: str, access_key: str, secret_key: str) -> Iterator[RocketMQBroker]:
-    settings = Settings(
+def signed(server: LocalRocketMQ, topic: str, access_key: str, secret_key: str, **others: object) -> Settings:
+    return Settings.load(
         rocketmq_endpoints=server.endpoints,
         rocketmq_topic=topic,
         rocketmq_group=GROUP,
         rocketmq_access_key=access_key,
         rocketmq_secret_key=secret_key,
+        **others,
     )
+
+
+@contextmanager
+def opened(settings: Settings) -> Iterator[RocketMQBroker]:
     broker = RocketMQBroker.open(settings)
     try:
         yield broker
@@ -51,7 +57,7 @@ def opened(server: LocalRocketMQ, topic: str, access_key: str, secret_key: str) 
 
 
 def test_the_right_credentials_publish_receive_and_acknowledge(guarded: LocalRocketMQ) -> None:
-    with opened(guarded, TOPIC, "clock", SECRET) as broker:
+    with opened(signed(guarded, TOPIC, "clock", SECRET)) as broker:
         message = due_now()
         broker.publish([message], NO_LEAD)
         assert len(received(broker, [message])) == 1
@@ -69,24 +75,34 @@ def test_the_right_credentials_publish_receive_and_acknowledge(guarded: LocalRoc
 def test_other_credentials_are_refused_with_what_mends_it_and_without_the_secret(
     guarded: LocalRocketMQ, capfd: pytest.CaptureFixture[str], topic: str, access_key: str, secret_key: str
 ) -> None:
-    with opened(guarded, topic, access_key, secret_key) as broker:
-        refusals = [refusal_to_publish(broker), refusal_to_receive(broker)]
-    for refusal in refusals:
+    with opened(signed(guarded, topic, access_key, secret_key)) as broker:
+        told = refusals(broker)
+    for refusal in told:
         assert isinstance(refusal, CredentialsRefused)
         assert "COUPON_CLOCK_ROCKETMQ_ACCESS_KEY" in str(refusal)
         assert f"Topic:{topic},Group:{GROUP}" in str(refusal)
-    told = "".join([*capfd.readouterr(), *map(str, refusals), *map(repr, refusals)])
-    assert "broker_lost" in told
-    assert SECRET not in told
+    written = "".join([*capfd.readouterr(), *map(str, told), *map(repr, told)])
+    assert "broker_lost" in written
+    assert SECRET not in written
 
 
-def refusal_to_publish(broker: RocketMQBroker) -> BrokerUnavailable:
-    with pytest.raises(BrokerUnavailable) as refused:
-        broker.publish([due_now()], NO_LEAD)
-    return refused.value
+@pytest.mark.parametrize(
+    ("rights", "part", "refused"),
+    [
+        pytest.param({ON_TOPIC: ["Pub"], AS_GROUP: ["Sub"]}, "group", ON_TOPIC, id="not receive from the topic"),
+        pytest.param({ON_TOPIC: ["Pub", "Sub"]}, "group", AS_GROUP, id="not receive as the group"),
+        pytest.param({ON_TOPIC: ["Sub"], AS_GROUP: ["Sub"]}, "topic", ON_TOPIC, id="not publish"),
+    ],
+)
+def test_doctor_names_what_the_credentials_may_not_do(
+    guarded: LocalRocketMQ, database_url: str, rights: dict[str, list[str]], part: str, refused: str
+) -> None:
+    user = f"user-{uuid4()}"
+    guarded.admit(Credentials(user, SecretStr(SECRET)), rights)
 
+    settings = signed(guarded, TOPIC, user, SECRET, database_url=database_url)
+    found = {diagnosis.part: diagnosis.says for diagnosis in examine(settings) if not diagnosis.ok}
 
-def refusal_to_receive(broker: RocketMQBroker) -> BrokerUnavailable:
-    with pytest.raises(BrokerUnavailable) as refused:
-        broker.receive(1, LONG, SHORT)
-    return refused.value
+    assert list(found) == [part]
+    assert f"User:{user} has no permission to access {refused} " in found[part]
+    assert "mqadmin createAcl" in found[part]

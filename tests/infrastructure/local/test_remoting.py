@@ -36,9 +36,9 @@ def answer(code: int, remark: str = "") -> bytes:
     return struct.pack(">ii", 4 + len(header), len(header)) + header
 
 
-def test_a_topic_is_asked_for_with_type_delay() -> None:
+def test_a_topic_is_asked_for_with_its_type() -> None:
     server = Server(answer(remoting.SUCCESS))
-    remoting.make_delay_topic(server.port, "alarms")
+    remoting.make_topic(server.port, "alarms", "DELAY")
     fields = server.header["extFields"]
     assert isinstance(fields, dict)
     assert server.header["code"] == 17
