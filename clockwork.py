@@ -6,6 +6,7 @@ examples/order_timeout.py puts orders, in a schema and a topic of their own.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from threading import Event as StopEvent
 from types import TracebackType
@@ -52,12 +53,12 @@ class RolesTornApart(CouponError):
     """Without RocketMQ, relay and consumer work only in one process: run both here, or set ROCKETMQ_ENDPOINTS."""
 
 
+@dataclass(eq=False)
 class NothingDecided(CouponError):
     """Stream {stream_id} was due at {due_at}, and its decider gave no event: it must, or name a later time."""
 
-    def __init__(self, stream_id: UUID, due_at: datetime) -> None:
-        super().__init__(stream_id, due_at)
-        self.stream_id, self.due_at = stream_id, due_at
+    stream_id: UUID
+    due_at: datetime
 
 
 class Parts(Struct, frozen=True):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from select import POLLIN, poll
 from typing import Protocol
 
@@ -22,12 +23,11 @@ MAY_BE_ABSENCE = (psycopg.OperationalError, psycopg.InterfaceError, psycopg.Inte
 TIME_IS_UP = (QueryCanceled.sqlstate, LockNotAvailable.sqlstate)
 
 
+@dataclass(eq=False)
 class DatabaseUnavailable(CouponError):
     """PostgreSQL cannot be used, and nothing was changed: {reason}. Check COUPON_CLOCK_DATABASE_URL and the server."""
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
+    reason: str
 
 
 class TimedOut(DatabaseUnavailable):

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from time import monotonic
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
@@ -106,24 +107,25 @@ class Loaded(NamedTuple, Generic[Event]):
     now: datetime
 
 
+@dataclass(eq=False)
 class UnreadableEvent(CouponError):
     """Event {version} of stream {stream_id}, at position {position}, cannot be read by this version: {reason}."""
 
-    def __init__(self, stream_id: UUID, version: int, position: int, reason: str) -> None:
-        super().__init__(stream_id, version, position, reason)
-        self.stream_id, self.version, self.position, self.reason = stream_id, version, position, reason
+    stream_id: UUID
+    version: int
+    position: int
+    reason: str
 
 
 class AppendRolledBack(DatabaseUnavailable):
     """PostgreSQL rolled the events back ({reason}): try again."""
 
 
+@dataclass(eq=False)
 class AnswerLost(CouponError):
     """Whether the events were stored is unknown, because the connection broke ({reason})."""
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
+    reason: str
 
 
 class EventStore(Generic[Event]):

@@ -6,6 +6,7 @@ No writer ever waits for a reader.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
 from time import monotonic, sleep
 from typing import Generic, Literal, NamedTuple
@@ -185,12 +186,11 @@ class Checkpoint(NamedTuple):
     fold_version: int = 1
 
 
+@dataclass(eq=False)
 class CheckpointLost(CouponError):
     """Another process follows as {name} now: this one steps back."""
 
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self.name = name
+    name: str
 
 
 class Batch(NamedTuple, Generic[Event]):

@@ -1,5 +1,6 @@
 """The one message there is: "look at this stream now", and its wire form."""
 
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 from uuid import UUID
@@ -20,12 +21,11 @@ class ExpiryDue(Struct, frozen=True, gc=False, tag="ExpiryDue"):
     v: Literal[1] = VERSION
 
 
+@dataclass(eq=False)
 class UnreadableMessage(CouponError):
     """A message was set aside, because it is not a readable ExpiryDue: {reason}."""
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
+    reason: str
 
 
 _encoder = msgspec.json.Encoder()

@@ -1,5 +1,7 @@
 """The tables, as numbered migrations, and the checks that keep a log whole (docs/event-log.md)."""
 
+from dataclasses import dataclass
+
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
@@ -165,24 +167,24 @@ MIGRATIONS: tuple[str, ...] = (LOG + LOCK_TRIGGER + APPEND_ONLY + APPEND,)
 MIGRATION_LOCK = 1129271117
 
 
+@dataclass(eq=False)
 class SchemaMissing(CouponError):
     """The schema {schema} is at migration {found}, this code needs {needed}: run `coupon-clock migrate`."""
 
-    def __init__(self, schema: str, found: int, needed: int) -> None:
-        super().__init__(schema, found, needed)
-        self.schema, self.found, self.needed = schema, found, needed
+    schema: str
+    found: int
+    needed: int
 
 
 class SchemaTooNew(SchemaMissing):
     """The schema {schema} is at migration {found}, this code knows {needed}: install a newer coupon-clock."""
 
 
+@dataclass(eq=False)
 class UnsafeLog(CouponError):
     """Nothing is written to this database before it is mended: {reason}."""
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
+    reason: str
 
 
 def migrate(connection: Connection[TupleRow]) -> list[int]:

@@ -1,5 +1,6 @@
 """Every knob: its unit, its default and the reason for it. From the environment, as COUPON_CLOCK_ plus the name."""
 
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Self
 
@@ -9,12 +10,11 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from coupon_clock.domain.errors import CouponError
 
 
+@dataclass(eq=False)
 class UnusableSettings(CouponError):
     """The settings cannot be used: {problems}."""
 
-    def __init__(self, problems: str) -> None:
-        super().__init__(problems)
-        self.problems = problems
+    problems: str
 
 
 class Settings(BaseSettings):

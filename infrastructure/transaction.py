@@ -5,6 +5,7 @@ A savepoint around each keeps what a refused one did out of it. What this means 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import psycopg
@@ -31,12 +32,11 @@ MENDING = {
 }
 
 
+@dataclass(eq=False)
 class UnusableTransaction(CouponError):
     """The command was not executed, because it cannot be in this transaction: {reason}."""
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
+    reason: str
 
 
 class Joined(NamedTuple):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from msgspec import Struct
@@ -41,12 +42,12 @@ class Projection(Struct, Generic[Row], frozen=True, kw_only=True):
         return f"{self.name}_shadow"
 
 
+@dataclass(eq=False)
 class ReadModelOutdated(CouponError):
     """The read model {name} is not what this version reads ({found}): run `coupon-clock rebuild {name}`."""
 
-    def __init__(self, name: str, found: str) -> None:
-        super().__init__(name, found)
-        self.name, self.found = name, found
+    name: str
+    found: str
 
 
 class ReadModelTooNew(ReadModelOutdated):

@@ -9,6 +9,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from time import monotonic, sleep
 from typing import Any, Literal
 
@@ -94,29 +95,30 @@ class Rebuilt(Struct, frozen=True):
     seconds: float
 
 
+@dataclass(eq=False)
 class RebuildRunning(CouponError):
     """Another rebuild of {name} is running ({who}): wait for it, or stop it."""
 
-    def __init__(self, name: str, who: str) -> None:
-        super().__init__(name, who)
-        self.name, self.who = name, who
+    name: str
+    who: str
 
 
+@dataclass(eq=False)
 class ShadowOfOtherFold(CouponError):
     """The interrupted rebuild of {name} had fold version {found}, here it is {needed}: begin anew, without --resume."""
 
-    def __init__(self, name: str, found: int, needed: int) -> None:
-        super().__init__(name, found, needed)
-        self.name, self.found, self.needed = name, found, needed
+    name: str
+    found: int
+    needed: int
 
 
+@dataclass(eq=False)
 class SwapBlocked(CouponError):
     """{name} is ready to be swapped in, but transactions held the live table for too long (server processes {pids}): \
 end them, then run `coupon-clock rebuild {name} --resume`."""
 
-    def __init__(self, name: str, pids: str) -> None:
-        super().__init__(name, pids)
-        self.name, self.pids = name, pids
+    name: str
+    pids: str
 
 
 def rebuild(

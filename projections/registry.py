@@ -1,5 +1,6 @@
 """All projections. One is added by its file and a line here."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from coupon_clock.domain.errors import CouponError
@@ -10,12 +11,12 @@ from coupon_clock.projections.shop_months import SHOP_MONTHS
 PROJECTIONS: tuple[Projection[Any], ...] = (TEMPLATE_ROWS, SHOP_MONTHS)
 
 
+@dataclass(eq=False)
 class UnknownProjection(CouponError):
     """There is no projection {name}: there are {known}."""
 
-    def __init__(self, name: str, known: str) -> None:
-        super().__init__(name, known)
-        self.name, self.known = name, known
+    name: str
+    known: str
 
 
 def projection_named(name: str) -> Projection[Any]:

@@ -5,6 +5,7 @@ it is done, so that whoever dies leaves a shadow that can be gone on with.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from time import monotonic
 from typing import Any, NamedTuple
 from uuid import UUID, uuid4
@@ -75,12 +76,11 @@ EVENTS = LOG.format(
 )
 
 
+@dataclass(eq=False)
 class ShadowTakenOver(CouponError):
     """Another rebuild of {name} took this one's shadow over: this one stops."""
 
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self.name = name
+    name: str
 
 
 class Chunk(NamedTuple):

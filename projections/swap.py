@@ -1,5 +1,6 @@
 """Puts a shadow in the place of the live table, in one transaction so short that nobody notices."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from psycopg import Connection
@@ -79,13 +80,14 @@ def kept(projection: Projection[Any]) -> str:
     return f"{projection.name}_old"
 
 
+@dataclass(eq=False)
 class OldTableInUse(CouponError):
     """Something depends on {table}, the rows before the last rebuild: make it anew on {name}, then DROP TABLE {table}.
     PostgreSQL says: {reason}."""
 
-    def __init__(self, name: str, table: str, reason: str) -> None:
-        super().__init__(name, table, reason)
-        self.name, self.table, self.reason = name, table, reason
+    name: str
+    table: str
+    reason: str
 
 
 def clear_away(connection: Connection[TupleRow], projection: Projection[Any], keep: bool) -> None:

@@ -6,6 +6,7 @@ their ids, so that memory stays flat; only a projection with other keys is folde
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from datetime import datetime
 from random import Random
 from typing import Any, Protocol
@@ -52,12 +53,11 @@ class Part(Struct, frozen=True, kw_only=True):
         return self.since is None and self.percent is None
 
 
+@dataclass(eq=False)
 class NotInParts(CouponError):
     """{name} can only be verified as a whole, because its rows gather many streams: leave out --since and --sample."""
 
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self.name = name
+    name: str
 
 
 def verify(
