@@ -1,25 +1,30 @@
-"""For users' own tests: a clock to turn, and an application on a throw-away database.
+"""For users' own tests: a clock to turn, an application on a throw-away database, and given / when / then.
 
 with throw_away_database(server_url) as url, turned_application(url, datetime(2026, 1, 1, tzinfo=UTC)) as app:
-    app.execute(...)
+    given(app, CreateCouponTemplate(…))
     app.clock.advance(days=90)
     app.run_due()
+    then(app, Ended(shop_number, EndReason.EXPIRED, ended_at))
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from hashlib import sha256
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 from uuid import uuid4
 
 import psycopg
 
-from coupon_clock.app import Application
+from coupon_clock.app import Application, Outcome
 from coupon_clock.clockwork import Clockwork
+from coupon_clock.domain.commands import ShopCommand
+from coupon_clock.domain.errors import CouponError
+from coupon_clock.domain.events import Event
 from coupon_clock.infrastructure.broker import MemoryBroker
 from coupon_clock.infrastructure.database import connect
+from coupon_clock.infrastructure.follower import LogReader
 from coupon_clock.infrastructure.loop import Counts
 from coupon_clock.infrastructure.schema import MIGRATIONS
 from coupon_clock.infrastructure.settings import Settings
@@ -32,7 +37,10 @@ CREATE OR REPLACE FUNCTION coupon_clock_now() RETURNS timestamptz LANGUAGE sql V
 """
 
 MOST_TICKS = 1_000
+PAGE = 1_000
 TEMPLATE_LOCK = 1129271118
+
+Refusal = TypeVar("Refusal", bound=CouponError)
 
 
 @contextmanager
@@ -59,6 +67,7 @@ def turned_application(database_url: str, now: datetime, **settings: Any) -> Ite
     clock = TurnedClock(given, now)
     with TurnedApplication.open(given) as app:
         app.clock = clock
+        app.reader = LogReader(app.pool, 0)
         app.ticks = [app.clockwork.parts(MemoryBroker()).run_once, *(each.run_once for each in app.projectors())]
         yield app
 
@@ -89,10 +98,61 @@ class TurnedApplication(Application):
 
     clock: TurnedClock
     ticks: list[Callable[[], Counts]]
+    reader: LogReader
+    refusal: CouponError | None = None
 
     def run_due(self) -> Counts:
         """Runs relay, consumer, sweep and projectors until nothing is left to do at this time."""
         return run_due(self.clockwork, self.ticks)
+
+    def happened(self) -> list[Event]:
+        """All events since it was asked last, in the order of the log."""
+        events: list[Event] = []
+        while rows := self.reader.page(PAGE).rows:
+            events += [self.store.envelope(row.stream_id, row.version, row.position, row.state).event for row in rows]
+        return events
+
+
+# ── given / when / then ──────────────────────────────────────────────────────────────────────────
+
+
+def given(app: TurnedApplication, *commands: ShopCommand) -> None:
+    """These happened before. Raises what one is refused with."""
+    for command in commands:
+        app.execute(command)
+    app.happened()
+
+
+def when(app: TurnedApplication, command: ShopCommand) -> Outcome | None:
+    """This comes; None where it is refused, which `then_refused` wants to know and `then` takes for a failure."""
+    try:
+        return app.execute(command)
+    except CouponError as refusal:
+        app.refusal = refusal
+        return None
+
+
+def then(app: TurnedApplication, *events: Event) -> None:
+    """These events have happened since the last `given` or `then`, in the order of the log, and no other."""
+    assert app.refusal is None, f"refused: {app.refusal}"
+    happened = app.happened()
+    assert happened == list(events), f"happened: {happened}, not {list(events)}"
+
+
+def then_nothing(app: TurnedApplication) -> None:
+    """Nothing has happened since the last `given` or `then`."""
+    then(app)
+
+
+def then_refused(app: TurnedApplication, error: type[Refusal]) -> Refusal:
+    """The last `when` was refused so, and nothing has happened. Answers with the refusal."""
+    refusal, app.refusal = app.refusal, None
+    assert isinstance(refusal, error), f"refused: {refusal!r}, not {error.__name__}"
+    then_nothing(app)
+    return refusal
+
+
+# ── databases and ticks ──────────────────────────────────────────────────────────────────────────
 
 
 def run_due(clockwork: Clockwork[Any, Any, Any], ticks: Sequence[Callable[[], Counts]]) -> Counts:

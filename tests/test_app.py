@@ -1,5 +1,7 @@
 """The life of a coupon template through the public API, on a clock that is turned by hand."""
 
+from datetime import timedelta
+
 import pytest
 
 from coupon_clock.domain.errors import (
@@ -9,80 +11,100 @@ from coupon_clock.domain.errors import (
     InvalidCommand,
     ReadModelBehind,
 )
-from coupon_clock.domain.events import Ended, EndReason
-from coupon_clock.testing import TurnedApplication
-from examples import EVENING, MICROSECOND, MORNING, NOON, OTHER_SHOP, SHOP, a_template, change, increase, terminate
+from coupon_clock.domain.events import Ended, EndReason, ValidityChanged
+from coupon_clock.testing import given, then, then_nothing, then_refused, when
+from examples import (
+    EVENING,
+    EXPIRED_AT_NOON,
+    MICROSECOND,
+    MORNING,
+    NOON,
+    OTHER_SHOP,
+    SHOP,
+    TERMINATED_IN_THE_MORNING,
+    a_template,
+    change,
+    increase,
+    terminate,
+)
 
-
-def then_ended(app: TurnedApplication, template, reason: EndReason, at) -> None:
-    ended = [e.event for e in app.history(SHOP, template.template_id) if isinstance(e.event, Ended)]
-    assert ended == [Ended(SHOP, reason, at)]
-
-
-def then_not_ended(app: TurnedApplication, template) -> None:
-    assert not any(isinstance(e.event, Ended) for e in app.history(SHOP, template.template_id))
+EXPIRED_IN_THE_EVENING = Ended(SHOP, EndReason.EXPIRED, EVENING)
 
 
 def test_a_template_ends_at_its_end_and_not_a_microsecond_earlier(app):
     template = a_template(valid_until=NOON)
-    app.execute(template)
+    given(app, template)
 
     app.clock.set(NOON - MICROSECOND)
     app.run_due()
-    then_not_ended(app, template)
+    then_nothing(app)
     assert app.is_usable(SHOP, template.template_id)
 
     app.clock.set(NOON)
     assert not app.is_usable(SHOP, template.template_id)
     app.run_due()
-    then_ended(app, template, EndReason.EXPIRED, NOON)
+    then(app, EXPIRED_AT_NOON)
 
 
 def test_an_end_moved_later_ignores_the_old_message(app):
     template = a_template(valid_until=NOON)
-    app.execute(template)
+    given(app, template)
     app.clock.set(NOON - 5 * MICROSECOND)
     app.run_due()
-    app.execute(change(template.template_id, until=EVENING))
+    when(app, change(template.template_id, until=EVENING))
+    then(app, ValidityChanged(SHOP, MORNING, EVENING))
 
     app.clock.set(NOON)
     app.run_due()
-    then_not_ended(app, template)
+    then_nothing(app)
 
     app.clock.set(EVENING)
     app.run_due()
-    then_ended(app, template, EndReason.EXPIRED, EVENING)
+    then(app, EXPIRED_IN_THE_EVENING)
 
 
 def test_an_end_moved_earlier_after_its_message_was_sent_is_kept(app):
     template = a_template(valid_until=EVENING)
-    app.execute(template)
+    given(app, template)
     app.run_due()
-    app.execute(change(template.template_id, until=NOON))
+    given(app, change(template.template_id, until=NOON))
 
     app.clock.set(NOON)
     app.run_due()
-    then_ended(app, template, EndReason.EXPIRED, NOON)
+    then(app, EXPIRED_AT_NOON)
+
+
+def test_a_template_that_lives_three_months_ends_once(app):
+    end = MORNING + timedelta(days=90)
+    given(app, a_template(valid_until=end))
+
+    app.clock.advance(days=89)
+    app.run_due()
+    then_nothing(app)
+    app.clock.advance(days=3)
+    app.run_due()
+    then(app, Ended(SHOP, EndReason.EXPIRED, end))
 
 
 def test_a_terminated_template_is_over_at_once_and_stays_terminated_at_its_end(app):
     template = a_template()
-    app.execute(template)
-    app.execute(terminate(template.template_id))
+    given(app, template)
+    when(app, terminate(template.template_id))
+    then(app, TERMINATED_IN_THE_MORNING)
     assert not app.is_usable(SHOP, template.template_id)
 
     app.clock.set(EVENING)
     app.run_due()
-    then_ended(app, template, EndReason.TERMINATED, MORNING)
+    then_nothing(app)
 
 
 def test_terminating_what_is_over_records_that_it_expired_at_its_end(app):
     template = a_template(valid_until=NOON)
-    app.execute(template)
+    given(app, template)
     app.clock.set(EVENING)
 
-    app.execute(terminate(template.template_id))
-    then_ended(app, template, EndReason.EXPIRED, NOON)
+    when(app, terminate(template.template_id))
+    then(app, EXPIRED_AT_NOON)
 
 
 def test_a_repeated_command_changes_nothing_and_returns_its_first_outcome(app):
@@ -109,29 +131,27 @@ def test_a_repeated_command_has_its_first_outcome_also_after_the_end(app):
 
 def test_the_same_id_with_other_content_is_refused(app):
     template = a_template()
-    app.execute(template)
     first = increase(template.template_id, by=5)
-    app.execute(first)
+    given(app, template, first)
 
-    with pytest.raises(CommandConflict):
-        app.execute(increase(template.template_id, by=6, command_id=first.command_id))
-    with pytest.raises(CommandConflict):
-        app.execute(a_template(template_id=template.template_id, name="Another"))
+    when(app, increase(template.template_id, by=6, command_id=first.command_id))
+    then_refused(app, CommandConflict)
+    when(app, a_template(template_id=template.template_id, name="Another"))
+    then_refused(app, CommandConflict)
 
 
 def test_another_shop_finds_nothing_not_even_with_a_known_command(app):
     template = a_template()
-    app.execute(template)
     known = increase(template.template_id)
-    app.execute(known)
+    given(app, template, known)
 
     for command in (
         increase(template.template_id, shop_number=OTHER_SHOP),
         increase(template.template_id, shop_number=OTHER_SHOP, command_id=known.command_id),
         terminate(template.template_id, shop_number=OTHER_SHOP),
     ):
-        with pytest.raises(CouponTemplateNotFound):
-            app.execute(command)
+        when(app, command)
+        then_refused(app, CouponTemplateNotFound)
     with pytest.raises(CouponTemplateNotFound):
         app.history(OTHER_SHOP, template.template_id)
     with pytest.raises(CouponTemplateNotFound):
@@ -140,11 +160,10 @@ def test_another_shop_finds_nothing_not_even_with_a_known_command(app):
 
 def test_a_command_that_expects_another_version_is_refused(app):
     template = a_template()
-    app.execute(template)
-    app.execute(increase(template.template_id, expected_version=1))
+    given(app, template, increase(template.template_id, expected_version=1))
 
-    with pytest.raises(CommandConflict):
-        app.execute(increase(template.template_id, expected_version=1))
+    when(app, increase(template.template_id, expected_version=1))
+    then_refused(app, CommandConflict)
 
 
 def test_several_commands_on_one_template_in_a_chunk_are_decided_in_turn(app):
@@ -172,20 +191,19 @@ def test_one_bad_command_spoils_no_other(app):
 
 def test_what_is_over_refuses_changes(app):
     template = a_template(valid_until=NOON)
-    app.execute(template)
+    given(app, template)
     app.clock.set(NOON)
 
-    with pytest.raises(CouponTemplateOver):
-        app.execute(increase(template.template_id))
-    with pytest.raises(CouponTemplateOver):
-        app.execute(change(template.template_id, until=EVENING))
+    when(app, increase(template.template_id))
+    then_refused(app, CouponTemplateOver)
+    when(app, change(template.template_id, until=EVENING))
+    then_refused(app, CouponTemplateOver)
 
 
 def test_all_broken_rules_are_named_at_once(app):
-    with pytest.raises(InvalidCommand) as refused:
-        app.execute(a_template(name="", stock=0, valid_from=NOON.replace(tzinfo=None), source="friend"))
-
-    assert [problem.field for problem in refused.value.problems] == ["name", "source", "valid_from", "stock"]
+    when(app, a_template(name="", stock=0, valid_from=NOON.replace(tzinfo=None), source="friend"))
+    refusal = then_refused(app, InvalidCommand)
+    assert [problem.field for problem in refusal.problems] == ["name", "source", "valid_from", "stock"]
 
 
 def test_the_read_model_shows_the_end_and_its_pages_walk_a_shop(app):
