@@ -6,7 +6,7 @@ BIN    := .venv/bin
 SOURCES := $(sort $(wildcard *.py domain/*.py infrastructure/*.py infrastructure/*/*.py infrastructure/*/*.txt projections/*.py demo/*.py))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint format clean check-python
+.PHONY: help setup demo test test-fast lint format docs clean check-python
 
 help:  ## Show this list.
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -31,6 +31,9 @@ lint: setup  ## Check style, types and the direction of imports.
 format: setup  ## Bring all files into the one style.
 	@$(BIN)/ruff check --quiet --fix-only .
 	@$(BIN)/ruff format .
+
+docs: setup  ## Make docs/api.md from the code.
+	@$(BIN)/python docs/make_api.py
 
 clean:  ## Remove all that make has made; stops the local servers first.
 	@for folder in .local .demo; do if [ -d $$folder ] && [ -x $(BIN)/coupon-clock ]; then $(BIN)/coupon-clock local down --dir $$folder; fi; done

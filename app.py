@@ -127,6 +127,7 @@ class Application:
         self.close()
 
     def close(self) -> None:
+        """Ends what follows and closes all connections; a `with` block does it by itself."""
         self.clockwork.close()
 
     # ── commands ─────────────────────────────────────────────────────────────────────────────────

@@ -127,6 +127,7 @@ class Clockwork(Generic[State, Command, Event]):
         self.close()
 
     def close(self) -> None:
+        """Ends what follows and closes all connections; a `with` block does it by itself."""
         self._closing.set()
         self.pool.close()
 

@@ -34,6 +34,8 @@ class CreateCouponTemplate(Struct, frozen=True, gc=False, kw_only=True):
 
 
 class IncreaseStock(Struct, frozen=True, gc=False, kw_only=True):
+    """`by` more coupons, at least one."""
+
     command_id: UUID
     template_id: UUID
     shop_number: int
@@ -55,6 +57,8 @@ class ChangeValidity(Struct, frozen=True, gc=False, kw_only=True):
 
 
 class TerminateCouponTemplate(Struct, frozen=True, gc=False, kw_only=True):
+    """Ends it now, before its end; already so where it has ended."""
+
     command_id: UUID
     template_id: UUID
     shop_number: int

@@ -32,10 +32,15 @@ class Settings(BaseSettings):
     rocketmq_endpoints: str = ""
     """host:port of the gRPC proxy, several separated by ";". Empty: the in-process broker."""
     rocketmq_topic: str = "coupon-expiry"
+    """Of type DELAY, and for nothing else."""
     rocketmq_group: str = "coupon-clock"
+    """The consumer group that all copies share, and nobody else."""
     rocketmq_namespace: str = ""
+    """Where the vendor has such."""
     rocketmq_access_key: str = ""
+    """With the secret key: where RocketMQ asks who is there."""
     rocketmq_secret_key: SecretStr = SecretStr("")
+    """In no log and no repr."""
     rocketmq_tls: bool = False
     """Whom to trust is gRPC's own setting, for the whole process (docs/rocketmq.md)."""
 
@@ -46,6 +51,7 @@ class Settings(BaseSettings):
     """How long before the end a message is delivered, to be held until the instant: longer than the first long poll
     of a starting consumer (5 s, measured)."""
     sweep_interval: float = Field(1, gt=0)
+    """How often the sweep looks for what is overdue: with the grace, the longest lateness without a broker."""
     sweep_grace: float = Field(1, ge=0)
     """The sweep leaves alarms alone for this long after their end, so that it does not race the messages."""
     max_held: int = Field(200_000, ge=1)
