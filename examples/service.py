@@ -48,7 +48,7 @@ async def running(api: FastAPI) -> AsyncIterator[None]:
 api = FastAPI(title="Coupon Clock", lifespan=running)
 
 Key = Annotated[UUID, Header(alias="Idempotency-Key")]
-IfMatch = Annotated[str | None, Header(alias="If-Match")]
+IfMatch = Annotated[str | None, Header(alias="If-Match", pattern=r'^(\*|"\d{1,9}")$')]
 Content = Annotated[dict[str, Any], Body()]
 TEMPLATE = "/shops/{shop_number}/templates/{template_id}"
 
@@ -109,4 +109,4 @@ def executed(request: Request, command: Any, status: int = 200) -> Response:
 
 
 def expected(if_match: str | None) -> dict[str, int]:
-    return {} if if_match is None else {"expected_version": int(if_match.strip('"'))}
+    return {} if if_match in (None, "*") else {"expected_version": int(if_match.strip('"'))}

@@ -90,6 +90,10 @@ class TestService:
         client.put(url, json=self.content(), headers=self.key())
         stale = self.key() | {"If-Match": '"7"'}
         assert client.post(url + "/stock", json={"by": 5}, headers=stale).status_code == 409
+        nonsense = self.key() | {"If-Match": "the last one"}
+        assert client.post(url + "/stock", json={"by": 5}, headers=nonsense).status_code == 422
+        whatever = self.key() | {"If-Match": "*"}
+        assert client.post(url + "/stock", json={"by": 5}, headers=whatever).status_code == 200
         client.delete(url, headers=self.key())
         assert client.post(url + "/stock", json={"by": 5}, headers=self.key()).status_code == 409
 
