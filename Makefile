@@ -26,6 +26,7 @@ lint: setup  ## Check style, types and the direction of imports.
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet . || { echo "Run 'make format'."; exit 1; }
 	@$(BIN)/mypy
+	@$(BIN)/mypy examples/*.py
 	@$(BIN)/lint-imports --no-cache | tail -n 1
 
 format: setup  ## Bring all files into the one style.

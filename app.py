@@ -59,6 +59,7 @@ __all__ = [
     "ConsumeRule",
     "CreateCouponTemplate",
     "Envelope",
+    "Event",
     "Filters",
     "FixedAmount",
     "IncreaseStock",

@@ -243,7 +243,7 @@ class Clockwork(Generic[State, Command, Event]):
     # ── what the above needs ─────────────────────────────────────────────────────────────────────
 
     def _begin(self) -> None:
-        """After a restore or a failover the broker may lack what this log says was sent."""
+        """Checks the schema. After a restore or a failover, when the broker may lack what was sent, arms all again."""
         with available(), self.pool.connection() as connection:
             schema.check(connection)
             self.store.learn_time()

@@ -9,14 +9,14 @@ Receivers tell repeats by `position`, and may get them in another order. Needs a
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from threading import Event
+from threading import Event as StopEvent
 
-from coupon_clock.app import Application, Envelope
+from coupon_clock.app import Application, Envelope, Event
 from coupon_clock.domain.events import Ended
 from coupon_clock.infrastructure.rocketmq_client.library import library
 
 
-def announcement(envelope: Envelope) -> bytes | None:
+def announcement(envelope: Envelope[Event]) -> bytes | None:
     """The message for an event, None where nobody needs to know."""
     event = envelope.event
     if not isinstance(event, Ended):
@@ -32,10 +32,10 @@ def announcement(envelope: Envelope) -> bytes | None:
     return json.dumps(content).encode()
 
 
-def announce(app: Application, publish: Callable[[bytes], object], stop: Event) -> None:
+def announce(app: Application, publish: Callable[[bytes], object], stop: StopEvent) -> None:
     """Follows the log for ever. What `publish` cannot send it must raise: the batch is then repeated whole."""
 
-    def handler(envelopes: list[Envelope]) -> None:
+    def handler(envelopes: list[Envelope[Event]]) -> None:
         for message in filter(None, map(announcement, envelopes)):
             publish(message)
 

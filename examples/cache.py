@@ -3,10 +3,10 @@
 At least once and in order: forgetting twice is harmless, and nothing is missed while this was down.
 """
 
-from threading import Event
+from threading import Event as StopEvent
 from uuid import UUID
 
-from coupon_clock.app import Application, Envelope, TemplateView
+from coupon_clock.app import Application, Envelope, Event, TemplateView
 
 
 class TemplateCache:
@@ -28,11 +28,11 @@ class TemplateCache:
                 self._views[template_id] = view
         return view
 
-    def forget(self, envelopes: list[Envelope]) -> None:
+    def forget(self, envelopes: list[Envelope[Event]]) -> None:
         """The handler. From now on `get` waits for a read model that has seen these events."""
         self._seen = envelopes[-1].position
         for envelope in envelopes:
             self._views.pop(envelope.stream_id, None)
 
-    def run(self, stop: Event) -> None:
+    def run(self, stop: StopEvent) -> None:
         self._app.follow(self._name, self.forget, start="now", stop=stop)

@@ -11,7 +11,7 @@ WORK = Counter("coupon_clock_work", "What the loops did", ["role", "what"])
 FAILURES = Counter("coupon_clock_failures", "Ticks of a loop that failed and are repeated", ["role"])
 LATENESS = Histogram(
     "coupon_clock_lateness_seconds",
-    "From a template's end to its Ended being stored, as seen by the loop that ended it",
+    "From the time a stream was due to what that led to being stored, as seen by the loop that did it",
     ["cause"],
     buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 60),
 )
