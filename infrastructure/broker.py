@@ -25,6 +25,14 @@ class BrokerUnavailable(CouponError):
         self.reason = reason
 
 
+class PartlyStored(BrokerUnavailable):
+    """The broker did not take all ({reason}): the rest is sent again, and ends come by the sweep meanwhile."""
+
+    def __init__(self, missing: Sequence[ExpiryDue], reason: str) -> None:
+        super().__init__(reason)
+        self.missing = missing
+
+
 class BrokerMisconfigured(BrokerUnavailable):
     """{reason}"""
 
@@ -52,7 +60,10 @@ class Broker(Protocol):
     """How many threads should call `receive` at the same time."""
 
     def publish(self, messages: Sequence[ExpiryDue], lead: timedelta) -> None:
-        """Stores all of them, to be delivered `lead` before they are due, or sooner. Returns when all are stored."""
+        """Stores all of them, to be delivered `lead` before they are due, or sooner. Returns when all are stored.
+
+        Raises PartlyStored where some surely are: only those `missing` need to be sent again.
+        """
 
     def receive(self, limit: int, invisible: timedelta, wait: timedelta) -> list[Delivery]:
         """Up to `limit` messages, waiting up to `wait` for the first; not delivered again while `invisible`."""

@@ -13,14 +13,14 @@ from typing import Self
 
 import structlog
 
-from coupon_clock.infrastructure.broker import BrokerUnavailable, Delivery
+from coupon_clock.infrastructure.broker import BrokerUnavailable, Delivery, PartlyStored
 from coupon_clock.infrastructure.messages import ExpiryDue, to_wire
 from coupon_clock.infrastructure.rocketmq_client.access import Access
 from coupon_clock.infrastructure.rocketmq_client.connection import MOST_PER_RECEIVE, Connection
 from coupon_clock.infrastructure.rocketmq_client.errors import DelayAboveCap, DelayRefused
 from coupon_clock.infrastructure.rocketmq_client.lanes import Lanes
 from coupon_clock.infrastructure.rocketmq_client.library import require_library
-from coupon_clock.infrastructure.rocketmq_client.requests import Lane, Outgoing
+from coupon_clock.infrastructure.rocketmq_client.requests import Outgoing
 from coupon_clock.infrastructure.rocketmq_client.supervisor import Supervisor
 from coupon_clock.infrastructure.settings import Settings
 
@@ -59,32 +59,29 @@ class RocketMQBroker:
         return cls(access, settings.arming_window_time)
 
     def publish(self, messages: Sequence[ExpiryDue], lead: timedelta) -> None:
-        """If one fails the others may be stored nevertheless: publish all again, repeats are harmless."""
+        """One that was not stored may be nevertheless, if only the answer was lost: repeats are harmless."""
         if not messages:
             return
         with self._sending.connection() as connection:
             failures = connection.send([_outgoing(message, lead) for message in messages])
-            for failure in failures:
-                if failure and not isinstance(failure, DelayRefused):
-                    raise failure
+            if all(failures) and (failure := _first_but_caps(failures)):
+                raise failure
+        if failure := _first_but_caps(failures):
+            raise PartlyStored([m for m, failed in zip(messages, failures, strict=True) if failed], failure.reason)
         self._heed_cap([m for m, failure in zip(messages, failures, strict=True) if failure])
 
     def receive(self, limit: int, invisible: timedelta, wait: timedelta) -> list[Delivery]:
         """At most 32, invisible for at least 10 s, after a wait of at least 5 s: the proxy's own bounds."""
-        lanes: Sequence[Lane] = ()
         try:
             with self._receiving.connection() as connection:
-                lanes = connection.lanes()
-                self.receivers = max(LEAST_RECEIVERS, len(lanes))
-                with self._lanes.choose(lanes) as lane:
-                    return connection.receive(
-                        lane,
-                        min(limit, MOST_PER_RECEIVE),
-                        _seconds(invisible, SHORTEST_INVISIBLE),
-                        _seconds(wait, SHORTEST_WAIT),
-                    )
+                return self._receive(
+                    connection,
+                    min(limit, MOST_PER_RECEIVE),
+                    _seconds(invisible, SHORTEST_INVISIBLE),
+                    _seconds(wait, SHORTEST_WAIT),
+                )
         except BrokerUnavailable:
-            if self._closed.is_set() or self._lanes.any_works(lanes):
+            if self._closed.is_set():
                 return []
             raise
 
@@ -99,6 +96,23 @@ class RocketMQBroker:
         self._receiving.close()
         self._sending.close()
 
+    def _receive(self, connection: Connection, limit: int, invisible: int, wait: int) -> list[Delivery]:
+        """From one of the brokers. If that one fails and another works, the connection is not to blame, and is kept for
+        the others; except where nothing works at that address: what restarted there has forgotten this client."""
+        lanes = connection.lanes()
+        self.receivers = max(LEAST_RECEIVERS, len(lanes))
+        try:
+            with self._lanes.choose(lanes) as lane:
+                return connection.receive(lane, limit, invisible, wait)
+        except BrokerUnavailable as reason:
+            working = self._lanes.working(lanes)
+            if not working or self._closed.is_set():
+                raise
+            self._lanes.tell_failed(lane, reason)
+            if lane.address not in {other.address for other in working}:
+                self._receiving.renew(connection)
+            return []
+
     def _heed_cap(self, refused: Sequence[ExpiryDue]) -> None:
         """The broker does not say what its cap is: what it refuses is above."""
         if not refused:
@@ -109,6 +123,10 @@ class RocketMQBroker:
         error = DelayAboveCap(_whole_seconds(ahead), _whole_seconds(self.wants_ahead))
         log.warning(str(error), action="shrink_arming_window")
         raise error
+
+
+def _first_but_caps(failures: Sequence[BrokerUnavailable | None]) -> BrokerUnavailable | None:
+    return next((failure for failure in failures if failure and not isinstance(failure, DelayRefused)), None)
 
 
 def _outgoing(message: ExpiryDue, lead: timedelta) -> Outgoing:

@@ -8,8 +8,10 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
+
 from coupon_clock.infrastructure.local import ports, remoting
-from coupon_clock.infrastructure.local.detached import end, find, launch, until
+from coupon_clock.infrastructure.local.detached import end, find, launch, send, until
 from coupon_clock.infrastructure.local.errors import ServerDidNotAnswer
 from coupon_clock.infrastructure.local.progress import Progress, silent
 from coupon_clock.infrastructure.local.rocketmq_configuration import Ports, broker, name_server, properties, proxy
@@ -67,7 +69,7 @@ class LocalRocketMQCluster:
         self._launch(jars, "name-server", "-Xmx64m", NAME_SERVER, "-c", "name-server.conf")
         self._await_port(self._ports.name_server)
         for name in BROKERS:
-            self._launch(jars, name, "-Xmx256m", BROKER, "-c", f"{name}.conf")
+            self._launch_broker(jars, name)
         for name in BROKERS:
             self._await_port(self._ports.of(name).broker)
         arguments = ["-pm", "cluster", "-pc", "proxy.json", "-n", self._name_server]
@@ -86,9 +88,22 @@ class LocalRocketMQCluster:
             self._await(lambda port=port: remoting.knows_route(port, topic))  # type: ignore[misc]
 
     def kill_broker(self, name: str) -> None:
-        """As a power cut would."""
-        if process := find(home(self.folder), f"{name}.conf"):
+        """As a power cut would. What it has stored survives."""
+        if process := self._process(name):
             end([process], signal.SIGKILL, STOP_SECONDS)
+
+    def hang_broker(self, name: str) -> None:
+        """Its ports stay open, and nothing is answered."""
+        send(filter(None, [self._process(name)]), signal.SIGSTOP)
+
+    def mend_broker(self, name: str) -> None:
+        """Wake it, or start it again; returns when it answers and its name server knows."""
+        if process := self._process(name):
+            send([process], signal.SIGCONT)
+        else:
+            self._launch_broker(rocketmq_jars(), name)
+        self._await_port(self._ports.of(name).broker)
+        remoting.register_now(self._ports.of(name).broker)
 
     def kill(self) -> None:
         """All of it."""
@@ -108,6 +123,12 @@ class LocalRocketMQCluster:
             (self.folder / f"{name}.conf").write_text(text)
         (self.folder / "name-server.conf").write_text(properties(name_server(self._ports)))
         (self.folder / "proxy.json").write_text(json.dumps(proxy(self._ports) | {"proxyMode": "CLUSTER"}))
+
+    def _process(self, name: str) -> psutil.Process | None:
+        return find(home(self.folder), f"{name}.conf")
+
+    def _launch_broker(self, jars: Path, name: str) -> None:
+        self._launch(jars, name, "-Xmx256m", BROKER, "-c", f"{name}.conf")
 
     def _launch(self, jars: Path, log: str, *arguments: str) -> None:
         launch([*java(self.folder, jars), *arguments], self.folder / f"{log}.log")

@@ -83,6 +83,8 @@ def broker(folder: Path, ports: Ports) -> dict[str, object]:
         "storePathCommitLog": folder / "store" / "commitlog",
         "autoCreateTopicEnable": False,  # a topic made by accident would not be one for delayed messages
         "mappedFileSizeCommitLog": 64 * 1024 * 1024,  # each file is made at its full size; the default is 1 GB
+        "maxMessageSize": 256
+        * 1024,  # each thread that stores keeps a buffer of this size; 4 MB each outgrow this heap
         "timerPrecisionMs": 100,  # FACTS: on a shared broker keep 1000
         "diskMaxUsedSpaceRatio": 99,  # a developer's disk is often fuller than the 75 % at which messages are dropped
     }

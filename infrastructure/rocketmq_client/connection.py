@@ -251,10 +251,10 @@ def _configuration(access: Access) -> Any:
 
 
 def _by_broker(deliveries: Sequence[Delivery]) -> Iterator[Sequence[Delivery]]:
-    """Chunks that one call acknowledges."""
+    """Chunks that one call acknowledges: a proxy answers a call only when its slowest broker has."""
     at: dict[str, list[Delivery]] = defaultdict(list)
     for delivery in deliveries:
-        at[receipt_of(delivery).endpoints.facade].append(delivery)
+        at[receipt_of(delivery).broker].append(delivery)
     for theirs in at.values():
         for start in range(0, len(theirs), MOST_PER_ACKNOWLEDGEMENT):
             yield theirs[start : start + MOST_PER_ACKNOWLEDGEMENT]

@@ -1,14 +1,18 @@
 """Which broker to receive from next, so that each is asked and one that is down delays no other."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from threading import Lock
 from time import monotonic
 
+import structlog
+
 from coupon_clock.infrastructure.broker import BrokerUnavailable
 from coupon_clock.infrastructure.rocketmq_client.backoff import Backoff
 from coupon_clock.infrastructure.rocketmq_client.requests import Lane
+
+log = structlog.get_logger()
 
 
 class _Usage:
@@ -16,6 +20,7 @@ class _Usage:
         self.backoff = Backoff()
         self.receivers = 0
         self.asked_at = 0.0
+        self.is_told = False
 
 
 class Lanes:
@@ -36,18 +41,32 @@ class Lanes:
         try:
             yield lane
         except BrokerUnavailable:
-            self._leave(usage, usage.backoff.failed)
+            with self._lock:
+                usage.receivers -= 1
+                usage.backoff.failed()
             raise
-        self._leave(usage, usage.backoff.succeeded)
+        self._succeeded(lane, usage)
 
-    def any_works(self, lanes: Sequence[Lane]) -> bool:
+    def working(self, lanes: Sequence[Lane]) -> list[Lane]:
+        """Those that did not fail when they were asked last."""
         with self._lock:
-            return any(not self._usages[lane.broker].backoff.failures for lane in lanes)
+            return [lane for lane in lanes if not self._usages[lane.broker].backoff.failures]
 
-    def _leave(self, usage: _Usage, note: Callable[[], None]) -> None:
+    def tell_failed(self, lane: Lane, reason: BrokerUnavailable) -> None:
+        """Once, until it works again."""
+        with self._lock:
+            usage = self._usages[lane.broker]
+            if not usage.is_told:
+                log.warning("one RocketMQ broker fails", action="one_lost", broker=lane.broker, reason=reason.reason)
+            usage.is_told = True
+
+    def _succeeded(self, lane: Lane, usage: _Usage) -> None:
         with self._lock:
             usage.receivers -= 1
-            note()
+            usage.backoff.succeeded()
+            if usage.is_told:
+                log.info("one RocketMQ broker answers again", action="one_back", broker=lane.broker)
+            usage.is_told = False
 
     def _rank(self, lane: Lane) -> tuple[float, int, float]:
         usage = self._usages[lane.broker]

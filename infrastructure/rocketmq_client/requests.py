@@ -25,10 +25,16 @@ class Lane(NamedTuple):
     queue: Any
     endpoints: Any
 
+    @property
+    def address(self) -> str:
+        """Where it is reached: its own, or that of a proxy before several."""
+        return str(self.endpoints.facade)
+
 
 class Receipt(Struct, frozen=True, gc=False):
     """What acknowledges a delivery, and where."""
 
+    broker: str
     endpoints: Any
     handle: str
 
@@ -76,7 +82,8 @@ class Requests:
 def delivery_of(message: Any, lane: Lane) -> Delivery:
     """The body as it came, compressed or not: ours never is."""
     properties = message.system_properties
-    return Delivery(properties.message_id, message.body, Receipt(lane.endpoints, properties.receipt_handle))
+    receipt = Receipt(lane.broker, lane.endpoints, properties.receipt_handle)
+    return Delivery(properties.message_id, message.body, receipt)
 
 
 def receipt_of(delivery: Delivery) -> Receipt:

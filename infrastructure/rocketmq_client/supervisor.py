@@ -50,6 +50,13 @@ class Supervisor:
         """For calls that say nothing about the whole connection when they fail."""
         return self._obtained()
 
+    def renew(self, connection: Connection) -> None:
+        """The next caller gets another, without a rest: others work over this one, which still serves their calls."""
+        with self._lock:
+            if connection is self._current:
+                self._current = None
+                self._close_aside(connection)
+
     def close(self) -> None:
         self._closed.set()
         with self._lock:

@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from coupon_clock.infrastructure.broker import BrokerUnavailable, MemoryBroker
+from coupon_clock.infrastructure.broker import BrokerUnavailable, MemoryBroker, PartlyStored
 from coupon_clock.infrastructure.relay import Relay
 from coupon_clock.testing import TurnedApplication
 from examples import EVENING, NOON, a_template, change, terminate
@@ -95,6 +95,24 @@ def test_what_could_not_be_sent_is_sent_as_soon_as_the_broker_is_back(app):
 
     outbox.is_away = False
     assert relay.run_once() == {"armed": 1}
+
+
+@pytest.mark.parametrize("forgets", [True, False])
+def test_of_what_was_sent_only_what_is_missing_is_sent_again_and_at_once(app, forgets):
+    class TakesOne(Outbox):
+        def publish(self, messages, lead) -> None:
+            super().publish(messages[:1], lead)
+            if missing := messages[1:]:
+                raise PartlyStored(missing, "one of its brokers is down")
+
+    outbox = TakesOne(forgets)
+    relay = relay_to(app, outbox)
+    ends = [NOON + timedelta(seconds=n) for n in range(3)]
+    app.execute_many([a_template(valid_until=end) for end in ends])
+    turn(app, NOON - timedelta(minutes=10))
+
+    assert [relay.run_once() for _ in range(4)] == [{"armed": 1}, {"armed": 1}, {"armed": 1}, {}]
+    assert [due_at for _, due_at in outbox.sent] == ends
 
 
 def test_what_a_dead_relay_had_claimed_is_sent_once_its_lease_is_over(app):

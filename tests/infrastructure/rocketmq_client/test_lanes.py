@@ -1,4 +1,5 @@
 import pytest
+from structlog.testing import capture_logs
 
 from coupon_clock.infrastructure.broker import BrokerUnavailable
 from coupon_clock.infrastructure.rocketmq_client.lanes import Lanes
@@ -42,7 +43,7 @@ def test_a_broker_that_works_again_is_asked_again() -> None:
 def test_where_all_rest_one_is_asked_nevertheless() -> None:
     lanes = Lanes()
     fail(lanes, A, times=10)
-    assert not lanes.any_works([A])
+    assert not lanes.working([A])
     with lanes.choose([A]) as lane:
         assert lane == A
 
@@ -50,7 +51,20 @@ def test_where_all_rest_one_is_asked_nevertheless() -> None:
 def test_one_that_failed_does_not_hide_one_that_works() -> None:
     lanes = Lanes()
     fail(lanes, A, times=1)
-    assert lanes.any_works([A, B])
+    assert lanes.working([A, B]) == [B]
+
+
+def test_one_that_fails_is_told_once_until_it_works_again() -> None:
+    lanes = Lanes()
+    with capture_logs() as told:
+        for _ in range(2):
+            for _ in range(3):
+                fail(lanes, A, times=1)
+                lanes.tell_failed(A, BrokerUnavailable("as if"))
+            for _ in range(3):
+                with lanes.choose([A]):
+                    pass
+    assert [(line["action"], line["broker"]) for line in told] == [("one_lost", "a"), ("one_back", "a")] * 2
 
 
 def fail(lanes: Lanes, lane: Lane, times: int) -> None:
