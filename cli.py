@@ -1,10 +1,10 @@
 """The command line: parse, call, print. Exit codes: 0 fine, 1 found something, 2 wrong use or cannot be done."""
 
 import json
+import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from threading import Event
@@ -17,7 +17,8 @@ from rich.table import Column, Table
 
 from coupon_clock.app import ROLES, Application, Role
 from coupon_clock.domain.errors import CouponError
-from coupon_clock.importer import import_lines
+from coupon_clock.importing.files import Format, format_of, line_count, opened
+from coupon_clock.importing.importer import Refused, Tally, import_records, records_of
 from coupon_clock.infrastructure.deadline import Done, NotDue
 from coupon_clock.infrastructure.doctor import examine
 from coupon_clock.infrastructure.loop import be_punctual
@@ -85,23 +86,44 @@ def run(
 
 @cli.command("import")
 def import_file(
-    file: Annotated[Path, typer.Argument(help="JSON lines, one template each; - for standard input.")],
+    file: Annotated[Path, typer.Argument(help="JSON lines or CSV, one template each; - for standard input.")],
+    data_format: Annotated[
+        Format | None, typer.Option("--format", help="By default csv for names that end so, else json.")
+    ] = None,
+    after: Annotated[
+        int, typer.Option(min=0, metavar="LINE", help="Pass over all up to this line, to go on after a stop.")
+    ] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Create many templates from a file. Refused lines are reported by number, the others go in."""
-    accepted, refused = 0, 0
-    with opened(file) as lines, Application.open() as app, shown_progress(err, "importing") as progress:
-        for imported in import_lines(app, lines):
-            accepted += imported.accepted
-            refused += len(imported.refused)
-            progress(accepted + refused, None)
-            for line in imported.refused:
-                tell_refused(line.number, line.reason, as_json)
+    """Create many templates from a file. Refused lines are reported by number, the others go in.
+
+    Importing a file again changes nothing. When stopped, it says how to go on.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    done = Tally(after)
+    try:
+        with opened(file) as stream:
+            records = records_of(stream, data_format or format_of(file))
+            total = line_count(file)
+            with Application.open() as app, shown_progress(err, "importing", after) as progress:
+                for imported in import_records(app, records, after):
+                    for refused in imported.refused:
+                        tell_refused(refused, as_json)
+                    done.add(imported)
+                    progress(done.through, total)
+    except KeyboardInterrupt:
+        tell_stopped("stopped.", file, data_format, done, as_json)
+        raise typer.Exit(INTERRUPTED) from None
+    except CouponError as error:
+        if done.through == after:
+            raise
+        tell_stopped(str(error), file, data_format, done, as_json)
+        raise typer.Exit(WRONG_USE) from error
     if as_json:
-        print_json({"accepted": accepted, "refused": refused})
+        print_json({"accepted": done.accepted, "refused": done.refused})
     else:
-        out.print(f"{accepted:,} templates imported, {refused:,} lines refused")
-    raise typer.Exit(FOUND_SOMETHING if refused else 0)
+        out.print(done)
+    raise typer.Exit(FOUND_SOMETHING if done.refused else 0)
 
 
 @cli.command()
@@ -308,23 +330,20 @@ def roles_named(names: list[str] | None) -> list[Role]:
     return roles
 
 
-@contextmanager
-def opened(file: Path) -> Iterator[Iterator[bytes]]:
-    if str(file) == "-":
-        yield iter(sys.stdin.buffer)
-        return
-    try:
-        with file.open("rb") as lines:
-            yield iter(lines)
-    except OSError as error:
-        raise typer.BadParameter(f"{file} cannot be read: {error.strerror}") from error
-
-
-def tell_refused(number: int, reason: str, as_json: bool) -> None:
+def tell_refused(refused: Refused, as_json: bool) -> None:
     if as_json:
-        print_json({"line": number, "reason": reason})
+        print_json(refused._asdict())
     else:
-        err.print(f"line {number}: {reason}", markup=False, highlight=False, soft_wrap=True)
+        err.print(f"line {refused.line}: {refused.reason}", markup=False, highlight=False, soft_wrap=True)
+
+
+def tell_stopped(why: str, file: Path, data_format: Format | None, done: Tally, as_json: bool) -> None:
+    options = (["--format", data_format] if data_format else []) + (["--json"] if as_json else [])
+    command = shlex.join(["coupon-clock", "import", str(file), *options, "--after", str(done.through)])
+    told = f"{why} All up to line {done.through:,} is done: {done}. Go on with: {command}"
+    err.print(told, markup=False, highlight=False, soft_wrap=True)
+    if as_json:
+        print_json({"accepted": done.accepted, "refused": done.refused, "after": done.through})
 
 
 def differences_table(differences: list[Difference]) -> Table:
