@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BROKER ?= rocketmq
 BIN    := .venv/bin
-SOURCES := $(sort $(wildcard *.py domain/*.py infrastructure/*.py infrastructure/*/*.py infrastructure/*/*.txt projections/*.py demo/*.py))
+SOURCES := $(sort $(wildcard *.py domain/*.py importing/*.py infrastructure/*.py infrastructure/*/*.py infrastructure/*/*.txt projections/*.py demo/*.py))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-fast lint format docs clean check-python

@@ -1,31 +1,30 @@
 """The command line: parse, call, print. Exit codes: 0 fine, 1 found something, 2 wrong use or cannot be done."""
 
 import json
+import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from threading import Event
-from time import monotonic
 from typing import Annotated
 
 import msgspec
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
-from rich.text import Text
 
 from coupon_clock.app import ROLES, Application, Role
 from coupon_clock.domain.errors import CouponError
-from coupon_clock.importer import import_lines
+from coupon_clock.importing.files import Format, format_of, line_count, opened
+from coupon_clock.importing.importer import Refused, Tally, import_records, records_of
 from coupon_clock.infrastructure.deadline import Done, NotDue
 from coupon_clock.infrastructure.doctor import examine
 from coupon_clock.infrastructure.loop import be_punctual
 from coupon_clock.infrastructure.settings import Settings
 from coupon_clock.infrastructure.telemetry import log_to_stderr
+from coupon_clock.progress import shown_progress
 from coupon_clock.projections.check import Report
 from coupon_clock.projections.rebuild import RebuildOptions
 from coupon_clock.projections.registry import PROJECTIONS
@@ -37,7 +36,6 @@ WRONG_USE = 2
 INTERRUPTED = 130
 MOST_SHOWN = 1_000
 PROJECTED = [projection.name for projection in PROJECTIONS]
-PLAIN_LINE_EVERY_S = 2.0
 
 cli = typer.Typer(
     help="Coupon templates that end exactly on time.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -88,23 +86,44 @@ def run(
 
 @cli.command("import")
 def import_file(
-    file: Annotated[Path, typer.Argument(help="JSON lines, one template each; - for standard input.")],
+    file: Annotated[Path, typer.Argument(help="JSON lines or CSV, one template each; - for standard input.")],
+    data_format: Annotated[
+        Format | None, typer.Option("--format", help="By default csv for names that end so, else json.")
+    ] = None,
+    after: Annotated[
+        int, typer.Option(min=0, metavar="LINE", help="Pass over all up to this line, to go on after a stop.")
+    ] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Create many templates from a file. Refused lines are reported by number, the others go in."""
-    accepted, refused = 0, 0
-    with opened(file) as lines, Application.open() as app, shown_progress("importing") as progress:
-        for imported in import_lines(app, lines):
-            accepted += imported.accepted
-            refused += len(imported.refused)
-            progress(accepted + refused, None)
-            for line in imported.refused:
-                tell_refused(line.number, line.reason, as_json)
+    """Create many templates from a file. Refused lines are reported by number, the others go in.
+
+    Importing a file again changes nothing. When stopped, it says how to go on.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    done = Tally(after)
+    try:
+        with opened(file) as stream:
+            records = records_of(stream, data_format or format_of(file))
+            total = line_count(file)
+            with Application.open() as app, shown_progress(err, "importing", after) as progress:
+                for imported in import_records(app, records, after):
+                    for refused in imported.refused:
+                        tell_refused(refused, as_json)
+                    done.add(imported)
+                    progress(done.through, total)
+    except KeyboardInterrupt:
+        tell_stopped("stopped.", file, data_format, done, as_json)
+        raise typer.Exit(INTERRUPTED) from None
+    except CouponError as error:
+        if done.through == after:
+            raise
+        tell_stopped(str(error), file, data_format, done, as_json)
+        raise typer.Exit(WRONG_USE) from error
     if as_json:
-        print_json({"accepted": accepted, "refused": refused})
+        print_json({"accepted": done.accepted, "refused": done.refused})
     else:
-        out.print(f"{accepted:,} templates imported, {refused:,} lines refused")
-    raise typer.Exit(FOUND_SOMETHING if refused else 0)
+        out.print(done)
+    raise typer.Exit(FOUND_SOMETHING if done.refused else 0)
 
 
 @cli.command()
@@ -121,7 +140,7 @@ def rebuild(
     """Replay the log into new rows and swap them in; commands and queries go on. An alarm is mended in place."""
     options = RebuildOptions(resume=resume, events_per_s=throttle, jobs=jobs, keep_old=keep_old)
     try:
-        with Application.open() as app, shown_progress("replaying") as progress:
+        with Application.open() as app, shown_progress(err, "replaying") as progress:
             told = rebuilt(app, name, options, dry_run, lambda step, done, total: progress(done, total, step))
     except KeyboardInterrupt:
         err.print(f"stopped; nothing live has changed. Go on with: coupon-clock rebuild {name} --resume")
@@ -204,7 +223,7 @@ def doctor(as_json: JsonOption = False) -> None:
 @cli.command()
 def rearm() -> None:
     """Publish all alarms again: for a broker that lost its store. Stopped in between, it can be run again."""
-    with Application.open() as app, shown_progress("rearming") as progress:
+    with Application.open() as app, shown_progress(err, "rearming") as progress:
         rearmed = app.rearm(lambda done: progress(done, None))
     out.print(f"{rearmed:,} alarms are to be published again by the relays")
 
@@ -311,23 +330,20 @@ def roles_named(names: list[str] | None) -> list[Role]:
     return roles
 
 
-@contextmanager
-def opened(file: Path) -> Iterator[Iterator[bytes]]:
-    if str(file) == "-":
-        yield iter(sys.stdin.buffer)
-        return
-    try:
-        with file.open("rb") as lines:
-            yield iter(lines)
-    except OSError as error:
-        raise typer.BadParameter(f"{file} cannot be read: {error.strerror}") from error
-
-
-def tell_refused(number: int, reason: str, as_json: bool) -> None:
+def tell_refused(refused: Refused, as_json: bool) -> None:
     if as_json:
-        print_json({"line": number, "reason": reason})
+        print_json(refused._asdict())
     else:
-        err.print(f"line {number}: {reason}", markup=False, highlight=False, soft_wrap=True)
+        err.print(f"line {refused.line}: {refused.reason}", markup=False, highlight=False, soft_wrap=True)
+
+
+def tell_stopped(why: str, file: Path, data_format: Format | None, done: Tally, as_json: bool) -> None:
+    options = (["--format", data_format] if data_format else []) + (["--json"] if as_json else [])
+    command = shlex.join(["coupon-clock", "import", str(file), *options, "--after", str(done.through)])
+    told = f"{why} All up to line {done.through:,} is done: {done}. Go on with: {command}"
+    err.print(told, markup=False, highlight=False, soft_wrap=True)
+    if as_json:
+        print_json({"accepted": done.accepted, "refused": done.refused, "after": done.through})
 
 
 def differences_table(differences: list[Difference]) -> Table:
@@ -377,53 +393,6 @@ def report_as_json(report: Report) -> dict[str, object]:
 
 def print_json(value: object) -> None:
     print(json.dumps(value, default=str))  # noqa: T201
-
-
-class ProgressOf:
-    """`progress(done, total)`, with rate and time left: a bar on a terminal, a plain line now and then when piped."""
-
-    def __init__(self, what: str, bar: Progress | None) -> None:
-        self._bar = bar
-        self._task = bar.add_task(what, total=None) if bar else None
-        self._what, self._first = what, 0
-        self._began_at = self._told_at = monotonic()
-
-    def __call__(self, done: int, total: int | None, what: str | None = None) -> None:
-        if what is not None and what != self._what:
-            self._begin(what, done)
-        if self._bar and self._task is not None:
-            self._bar.update(self._task, description=self._what, completed=done, total=total)
-        elif monotonic() - self._told_at >= PLAIN_LINE_EVERY_S:
-            err.print(f"{self._what}: {self._measured(done, total)}", highlight=False)
-            self._told_at = monotonic()
-
-    def _begin(self, what: str, done: int) -> None:
-        self._what, self._first = what, done
-        self._began_at = self._told_at = monotonic()
-        if self._bar and self._task is not None:
-            self._bar.reset(self._task)
-
-    def _measured(self, done: int, total: int | None) -> str:
-        rate = (done - self._first) / max(monotonic() - self._began_at, 1e-6)
-        left = f", {(total - done) / rate:,.0f} s left" if total and rate else ""
-        return f"{done:,}{f' of {total:,}' if total else ''}, {rate:,.0f} a second{left}"
-
-
-class RateColumn(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:,.0f}/s" if task.speed else "", style="progress.data.speed")
-
-
-@contextmanager
-def shown_progress(what: str) -> Iterator[ProgressOf]:
-    if not err.is_terminal:
-        yield ProgressOf(what, None)
-        return
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), RateColumn(), TimeRemainingColumn()
-    )  # fmt: skip
-    with Progress(*columns, console=err) as bar:
-        yield ProgressOf(what, bar)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""Bulk import: files of JSON lines or CSV become templates."""

@@ -1,0 +1,86 @@
+"""Records become templates, in chunks; what is refused is reported by line, and the rest goes in.
+
+Every record carries its ids, so the same file can be imported again, or gone on with from any line, without harm.
+"""
+
+from collections.abc import Iterable, Iterator
+from itertools import dropwhile, islice
+from typing import BinaryIO, NamedTuple
+
+from coupon_clock.app import Application
+from coupon_clock.domain.commands import CreateCouponTemplate
+from coupon_clock.domain.errors import CouponError, OutcomeUnknown
+from coupon_clock.importing.csv_records import csv_records
+from coupon_clock.importing.files import Format
+from coupon_clock.importing.json_lines import json_records
+from coupon_clock.importing.record import NotATemplate, Record, command_of
+from coupon_clock.infrastructure.database import DatabaseUnavailable
+from coupon_clock.infrastructure.schema import UnsafeLog
+
+CHUNK = 1_000
+
+
+class Refused(NamedTuple):
+    """One record that did not go in; `line`: the one that it begins with, from 1."""
+
+    line: int
+    reason: str
+
+
+class Imported(NamedTuple):
+    """What some records came to: `accepted` ones have their template, made now or by an earlier import. All up to the
+    line `through` is then done."""
+
+    accepted: int
+    refused: list[Refused]
+    through: int
+
+
+class Tally:
+    """What one run has done so far: all up to the line `through`."""
+
+    def __init__(self, after: int) -> None:
+        self.accepted, self.refused, self.through = 0, 0, after
+
+    def add(self, imported: Imported) -> None:
+        self.accepted += imported.accepted
+        self.refused += len(imported.refused)
+        self.through = imported.through
+
+    def __str__(self) -> str:
+        return f"{self.accepted:,} templates imported, {self.refused:,} lines refused"
+
+
+def records_of(stream: BinaryIO, data_format: Format) -> Iterator[Record]:
+    """Raises HeaderUnusable, at once; FileUnreadable, whenever."""
+    match data_format:
+        case Format.CSV:
+            return csv_records(stream)
+        case Format.JSON:
+            return json_records(stream)
+
+
+def import_records(app: Application, records: Iterable[Record], after: int = 0) -> Iterator[Imported]:
+    """The result of each chunk, in order. Those that end with line `after`, or before it, are passed over.
+
+    Raises DatabaseUnavailable, OutcomeUnknown, UnsafeLog: what was not yielded may be in or not, and can be sent again.
+    """
+    rest = dropwhile(lambda record: record.last <= after, records)
+    while chunk := list(islice(rest, CHUNK)):
+        yield _import_chunk(app, chunk)
+
+
+def _import_chunk(app: Application, chunk: list[Record]) -> Imported:
+    refused: list[Refused] = []
+    commands: dict[int, CreateCouponTemplate] = {}
+    for record in chunk:
+        try:
+            commands[record.first] = command_of(record)
+        except NotATemplate as reason:
+            refused.append(Refused(record.first, str(reason)))
+    for line, outcome in zip(commands, app.execute_many(list(commands.values())), strict=True):
+        if isinstance(outcome, DatabaseUnavailable | OutcomeUnknown | UnsafeLog):
+            raise outcome
+        if isinstance(outcome, CouponError):
+            refused.append(Refused(line, str(outcome)))
+    return Imported(len(chunk) - len(refused), sorted(refused), chunk[-1].last)
