@@ -57,7 +57,7 @@ def test_both_formats_say_the_same(app):
         ({"valid_until": "2026-04-01T00:00:00"}, "valid_until has no time zone"),
         ({"stock": 10**99}, "stock must be 1 to 20,000,000"),
         ({"shop_number": 2**63}, "shop_number must be 1 to"),
-        ({"expected_version": 1}, "it expected version 1, the template is at 0"),
+        ({"expected_version": 1}, "it expected version 1, the stream is at 0"),
     ],
     ids=str,
 )
