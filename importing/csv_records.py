@@ -18,7 +18,7 @@ from coupon_clock.domain.commands import CreateCouponTemplate
 from coupon_clock.domain.errors import CouponError, Problem
 from coupon_clock.domain.rules import is_utf8
 from coupon_clock.importing.files import LONGEST_LINE, numbered_lines
-from coupon_clock.importing.record import Fields, NotATemplate, Record
+from coupon_clock.importing.record import Fields, NotATemplate, Record, refuse_broken_texts
 
 WHOLE_NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,99})")
 
@@ -109,7 +109,10 @@ def fields_of(columns: Sequence[Column], cells: Sequence[str] | str) -> Fields:
     for column, cell in zip(columns, cells, strict=True):
         if cell:
             made[column.group][column.name] = number(column, cell) if column.is_number else cell
-    return made.pop("") | made
+    nested = made.pop("") | made
+    if not is_utf8("".join(cells)):
+        refuse_broken_texts(nested)
+    return nested
 
 
 def number(column: Column, cell: str) -> int:
@@ -154,6 +157,8 @@ def what_is_wrong(source: "LinesOfARow", error: Exception) -> str:
         return f"the line is longer than {LONGEST_LINE:,} bytes"
     if isinstance(error, RowTooLong) or source.is_at_the_end:
         return "a quote that is opened here is not closed"
+    if "new-line" in str(error):
+        return "a carriage return outside of quotes is neither a line's end nor part of a cell"
     return f"a quote is wrong, one within a quoted cell must be doubled ({error})"
 
 

@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from typing import BinaryIO
 
 import msgspec
 
 from coupon_clock.importing.files import LONGEST_LINE, is_too_long, numbered_lines
-from coupon_clock.importing.record import Fields, NotATemplate, Record
+from coupon_clock.importing.record import Fields, NotATemplate, Record, refuse_broken_texts
 
 
 def json_records(stream: BinaryIO) -> Iterator[Record]:
@@ -25,7 +26,8 @@ def fields_of(line: bytes) -> Fields:
     try:
         value = msgspec.json.decode(line)
     except UnicodeDecodeError as error:
-        value = with_broken_texts(line, error)
+        refuse_line_not_utf8(line)
+        raise NotATemplate("JSON is not UTF-8") from error
     except RecursionError as error:
         raise NotATemplate("JSON is nested too deeply") from error
     except msgspec.DecodeError as error:
@@ -35,9 +37,9 @@ def fields_of(line: bytes) -> Fields:
     return value
 
 
-def with_broken_texts(line: bytes, error: UnicodeDecodeError) -> object:
-    """So that the field can be named. Raises NotATemplate."""
-    try:
-        return json.loads(line.decode(errors="surrogateescape"))
-    except (ValueError, RecursionError):
-        raise NotATemplate(f"JSON is not UTF-8: {error}") from error
+def refuse_line_not_utf8(line: bytes) -> None:
+    """Names the field, where the line is JSON otherwise. Raises NotATemplate."""
+    with suppress(ValueError, RecursionError):
+        value = json.loads(line.decode(errors="surrogateescape"))
+        if isinstance(value, dict):
+            refuse_broken_texts(value)

@@ -43,7 +43,6 @@ class Record(NamedTuple):
 def command_of(record: Record) -> CreateCouponTemplate:
     """Raises NotATemplate. A field that nobody knows is refused: a misspelt one would be missed too late."""
     fields = record.fields()
-    refuse(broken_texts(fields))
     try:
         command = msgspec.convert(fields, CreateCouponTemplate)
     except msgspec.ValidationError as error:
@@ -57,23 +56,15 @@ def refuse(problems: Iterator[Problem]) -> None:
         raise NotATemplate(reasons)
 
 
-def broken_texts(fields: Fields, path: str = "") -> Iterator[Problem]:
-    """Bytes that are no UTF-8 come as halves of surrogate pairs."""
-    for name, value in fields.items():
-        if type(value) is str:
-            if not is_utf8(value):
-                yield Problem(path + name, value, "is not UTF-8")
-        elif type(value) is dict:
-            yield from broken_texts(value, f"{path}{name}.")
-
-
 def unknown_fields(fields: Fields, made: Struct, path: str = "") -> Iterator[Problem]:
     """`made`: what became of them."""
     known = names_of(type(made))
+    if not known.issuperset(fields):
+        of_what = f" of {type(made).__name__}" if path else ""
+        for name in sorted(fields.keys() - known):
+            yield Problem(path + name, fields[name], f"is not a field{of_what}")
     for name, value in fields.items():
-        if name not in known:
-            yield Problem(path + name, value, "is not a field" + (f" of {type(made).__name__}" if path else ""))
-        elif type(value) is dict:
+        if type(value) is dict and name in known:
             yield from unknown_fields(value, getattr(made, name), f"{path}{name}.")
 
 
@@ -92,3 +83,17 @@ def in_words(error: msgspec.ValidationError, fields: Fields) -> str:
     for said, ours in IN_OUR_WORDS:
         what = said.sub(ours, what)
     return str(Problem(path, reduce(getitem, path.split("."), fields), what))
+
+
+def refuse_broken_texts(fields: Fields) -> None:
+    """Bytes that are no UTF-8 come as halves of surrogate pairs. Raises NotATemplate, if there is any."""
+    refuse(broken_texts(fields))
+
+
+def broken_texts(fields: Fields, path: str = "") -> Iterator[Problem]:
+    for name, value in fields.items():
+        if type(value) is str:
+            if not is_utf8(value):
+                yield Problem(path + name, value, "is not UTF-8")
+        elif type(value) is dict:
+            yield from broken_texts(value, f"{path}{name}.")

@@ -1,4 +1,4 @@
-"""The README's lines run as written."""
+"""What README and docs show runs as written."""
 
 import os
 import re
@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from command_line import coupon_clock
 
 ROOT = Path(__file__).parent.parent
 
@@ -20,3 +22,14 @@ def test_the_ten_lines_of_the_readme_run_as_written(name, database_url):
 
     assert done.returncode == 0, done.stderr
     assert "Spring sale active" in done.stdout
+
+
+@pytest.mark.parametrize("data_format", ["json", "csv"])
+def test_the_documented_line_of_each_format_can_be_imported(data_format, database_url):
+    blocks = re.findall(r"```\n(.*?)```", (ROOT / "docs" / "importing.md").read_text(encoding="utf-8"), re.DOTALL)
+    first = {"json": '{"command_id"', "csv": "command_id,"}[data_format]
+    (lines,) = (block for block in blocks if block.startswith(first))
+
+    done = coupon_clock("import", "-", "--format", data_format, database_url=database_url, given=lines.encode())
+
+    assert (done.returncode, done.stdout) == (0, "1 templates imported, 0 lines refused\n"), done.stderr

@@ -147,3 +147,11 @@ def test_a_quote_that_is_never_closed_is_told_from_other_wrong_ones():
     assert read_csv(header + b"\n" + record.replace(b"BAD", b'"BAD')) == {
         2: "a quote that is opened here is not closed"
     }
+
+
+def test_a_carriage_return_within_a_line_must_be_quoted():
+    template = a_template(name="a\rb")
+    quoted = csv_file(cells(a_template())).replace(b"Spring sale", b'"a\rb"')
+
+    assert [command.name for command in read_csv(quoted).values()] == [template.name]
+    assert "carriage return outside of quotes" in read_csv(quoted.replace(b'"', b""))[2]
