@@ -19,6 +19,13 @@ sys.path.insert(0, str(Path(__file__).parent))  # tests import examples.py and t
 MORNING = datetime(2026, 3, 1, 8, tzinfo=UTC)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where tests run side by side, those on RocketMQ stay together: it is started once, and is heavy."""
+    for item in items:
+        if item.get_closest_marker("rocketmq"):
+            item.add_marker(pytest.mark.xdist_group("rocketmq"))
+
+
 @pytest.fixture(scope="session")
 def server_folder() -> Iterator[Path]:
     """Not pytest's own: as root, a second run beside this one would lock the servers' user out of it."""

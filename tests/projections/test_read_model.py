@@ -52,7 +52,7 @@ def shop(app):
         ({"ends_after": NOON}, {"upcoming", "active", "terminated"}),
         ({"ends_after": NOON, "name_contains": "sale", "state": "active"}, {"active"}),
     ],
-    ids=str,
+    ids=lambda given: " ".join(sorted(given)) or "none",
 )
 def test_all_filters_that_are_given_hold(shop, filters, found):
     assert shop(**filters) == found
