@@ -7,9 +7,11 @@ import shlex
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fcntl import ioctl
 from pathlib import Path
 from subprocess import Popen
 from tempfile import TemporaryDirectory
+from termios import FIONREAD
 from typing import BinaryIO
 
 import psycopg
@@ -56,8 +58,16 @@ def slowly_fed(file: Path, first: bytes, database_url: str, *options: str) -> It
         pipe.write(first)
         pipe.flush()
         eventually(lambda: created(database_url) == first.count(b"\n"))
+        wait_for_reader(pipe)
         yield process, pipe
     file.unlink()
+
+
+def wait_for_reader(pipe: BinaryIO) -> None:
+    """Until it has done all it was given, and reads again: it takes the blank that is put before the next line."""
+    pipe.write(b" ")
+    pipe.flush()
+    eventually(lambda: ioctl(pipe, FIONREAD, b"\0" * 4) == b"\0" * 4)
 
 
 def go_on_as_told(told: str, database_url: str) -> str:
@@ -172,6 +182,7 @@ def test_an_interrupted_csv_import_goes_on_with_the_same_columns(database_url, t
         pipe.write(header + b"".join(records[:CHUNK]))
         pipe.flush()
         eventually(lambda: created(database_url) == CHUNK)
+        wait_for_reader(pipe)
         process.send_signal(signal.SIGINT)
         out, told = process.communicate(timeout=30)
 
