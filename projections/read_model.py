@@ -5,18 +5,20 @@ States come from the time, so that nothing is called usable at or after its end,
 
 from collections.abc import Iterator
 from datetime import datetime
-from typing import Any, Literal
+from itertools import chain
+from typing import Any, Literal, get_args
 from uuid import UUID
 
 import msgspec
 from msgspec import Struct
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 from psycopg import Connection
 from psycopg.rows import TupleRow
 from sqlalchemy import BigInteger, Column, DateTime, Index, MetaData, Select, Table, Text, Uuid, func, select
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.sql.elements import ColumnElement
 
+from coupon_clock.domain import rules
 from coupon_clock.domain.discount import Discount
 from coupon_clock.domain.events import (
     ConsumeRule,
@@ -28,13 +30,14 @@ from coupon_clock.domain.events import (
     StockIncreased,
     ValidityChanged,
 )
+from coupon_clock.domain.rules import Problems
 from coupon_clock.infrastructure.event_store import Envelope
 from coupon_clock.projections.projection import Projection, same_shape
+from coupon_clock.projections.questions import LARGEST_PAGE, limit_problems, of_type, shop_problems
 from coupon_clock.projections.tables import selected
 
 NAME = "coupon_template"
 FOLD_VERSION = 1
-LARGEST_PAGE = 1_000
 
 # Read once a statement: the function is volatile, and all rows must be filtered and judged at one time. A scalar, not
 # a join: only so does PostgreSQL know that the rows still come in the order of the index.
@@ -147,8 +150,8 @@ TEMPLATE_ROWS: Projection[TemplateRow] = Projection(
 
 class Filters(Struct, frozen=True, kw_only=True):
     """All that are given must hold. `state`: by PostgreSQL's time; `ended`: whether its Ended is recorded;
-    `ends_before` and `ends_after` bound `valid_until`, both excluded; `discount`: FixedAmount, ThresholdAmount,
-    Percentage."""
+    `ends_before` and `ends_after`, aware times, bound `valid_until`, both excluded; `discount`: FixedAmount,
+    ThresholdAmount, Percentage."""
 
     name_contains: str | None = None
     goods: str | None = None
@@ -168,6 +171,8 @@ class Page(Struct, frozen=True):
 
 
 def find(connection: Connection[TupleRow], shop_number: int, template_id: UUID) -> TemplateView | None:
+    """Raises InvalidCommand, which names the argument that cannot be asked for."""
+    rules.refuse(chain(shop_problems(shop_number), of_type("template_id", template_id, UUID)))
     columns = LIVE.c
     wanted = (columns.shop_number == shop_number) & (columns.template_id == template_id)
     views = viewed(connection, select(LIVE, AS_OF).where(wanted))
@@ -175,10 +180,54 @@ def find(connection: Connection[TupleRow], shop_number: int, template_id: UUID) 
 
 
 def page(connection: Connection[TupleRow], shop_number: int, filters: Filters, after: UUID | None, limit: int) -> Page:
-    limit = max(1, min(limit, LARGEST_PAGE))
+    """`limit`: from 1; more than LARGEST_PAGE is taken for that, as the cursor leads to the rest.
+
+    Raises InvalidCommand, which names each argument and filter that cannot be asked for.
+    """
+    rules.refuse(
+        chain(
+            shop_problems(shop_number),
+            filter_problems(filters),
+            of_type("after", after, UUID) if after is not None else (),
+            limit_problems(limit),
+        )
+    )
+    limit = min(limit, LARGEST_PAGE)
     views = viewed(connection, page_statement(shop_number, filters, after, limit + 1))
     more = len(views) > limit
     return Page(views[:limit], views[limit - 1].template_id if more else None)
+
+
+def filter_problems(filters: Filters) -> Problems:
+    """Naive times, and words that no row can have: all that would find nothing, or another thing than was meant."""
+    for field, value in asdict(filters).items():
+        if value is None:
+            continue
+        if wrong_type := list(of_type(field, value, FILTER_TYPES[field])):
+            yield from wrong_type
+        elif field in CHOICES:
+            yield from rules.one_of(field, value, CHOICES[field])
+        elif isinstance(value, datetime):
+            yield from rules.instant(field, value)
+        elif isinstance(value, str):
+            yield from rules.storable(field, value)
+
+
+FILTER_TYPES: dict[str, type] = {
+    "name_contains": str,
+    "goods": str,
+    "target": str,
+    "discount": str,
+    "state": str,
+    "ended": bool,
+    "ends_before": datetime,
+    "ends_after": datetime,
+}
+CHOICES: dict[str, tuple[str, ...]] = {
+    "target": rules.TARGETS,
+    "discount": tuple(kind.__name__ for kind in get_args(Discount)),
+    "state": get_args(State),
+}
 
 
 def page_statement(shop_number: int, filters: Filters, after: UUID | None, limit: int) -> Select[Any]:

@@ -4,6 +4,7 @@ One file: a row, a table, a fold, the queries. docs/projections.md walks through
 """
 
 from datetime import UTC, date, timedelta
+from itertools import chain
 from typing import Any, NamedTuple
 
 import msgspec
@@ -13,14 +14,15 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 from sqlalchemy import BigInteger, Column, Date, MetaData, Select, Table, select
 
+from coupon_clock.domain import rules
 from coupon_clock.domain.events import Created, Ended, EndReason, Event, StockIncreased, ValidityChanged
 from coupon_clock.infrastructure.event_store import Envelope
 from coupon_clock.projections.projection import Key, Projection, same_shape
+from coupon_clock.projections.questions import LARGEST_PAGE, limit_problems, of_type, shop_problems
 from coupon_clock.projections.tables import selected
 
 NAME = "shop_month"
 FOLD_VERSION = 1
-LARGEST_PAGE = 1_000
 MICROSECOND = timedelta(microseconds=1)
 
 
@@ -105,7 +107,15 @@ class MonthsPage(NamedTuple):
 
 
 def page(connection: Connection[TupleRow], shop_number: int, before: date | None, limit: int) -> MonthsPage:
-    limit = max(1, min(limit, LARGEST_PAGE))
+    """`limit`: from 1; more than LARGEST_PAGE is taken for that. Raises InvalidCommand, which names the argument."""
+    rules.refuse(
+        chain(
+            shop_problems(shop_number),
+            of_type("before", before, date) if before is not None else (),
+            limit_problems(limit),
+        )
+    )
+    limit = min(limit, LARGEST_PAGE)
     with same_shape(SHOP_MONTHS):
         found = selected(connection, page_statement(shop_number, before, limit + 1))
     months = [msgspec.convert(row, ShopMonth) for row in found]

@@ -1,16 +1,18 @@
 """Find and page: filters, cursors, states by the time, and an index for each query."""
 
-from datetime import timedelta
+from datetime import date, datetime, timedelta, timezone
 from uuid import UUID
 
 import pytest
 from history import run_sql
 
 from coupon_clock.domain.discount import FixedAmount
+from coupon_clock.domain.errors import InvalidCommand
 from coupon_clock.projections import shop_months
+from coupon_clock.projections.questions import LARGEST_PAGE
 from coupon_clock.projections.read_model import Filters, page_statement
 from coupon_clock.projections.tables import DIALECT
-from examples import EVENING, MICROSECOND, MORNING, NOON, OTHER_SHOP, SHOP, a_template, terminate
+from examples import EVENING, MICROSECOND, MORNING, NOON, OTHER_SHOP, SHOP, TEMPLATE, a_template, terminate
 
 ROWS = 100_000
 SHOP_OF_MANY = 7
@@ -74,6 +76,84 @@ def test_a_page_reaches_no_other_shop_and_its_cursor_neither(app, shop):
     theirs = app.page(OTHER_SHOP, limit=2)
     assert len(theirs.views) == 2
     assert all(view.shop_number == SHOP for view in app.page(SHOP, after=theirs.after).views)
+
+
+# ── what cannot be asked ─────────────────────────────────────────────────────────────────────────
+
+NAIVE = datetime(2026, 3, 1, 12)  # noqa: DTZ001
+
+
+@pytest.mark.parametrize(
+    ("filters", "says"),
+    [
+        ({"ends_before": NAIVE}, "ends_before has no time zone: give it one, as in datetime(…, tzinfo=UTC)"),
+        ({"ends_after": NAIVE}, "ends_after has no time zone: give it one, as in datetime(…, tzinfo=UTC)"),
+        ({"ends_after": datetime.min.replace(tzinfo=timezone(timedelta(hours=1)))}, "ends_after is outside the calend"),
+        ({"ends_before": "2026-03-01"}, "ends_before must be datetime, not str"),
+        ({"ends_before": date(2026, 3, 1)}, "ends_before must be datetime, not date"),
+        ({"state": "ended"}, "state must be one of upcoming, active, over (got 'ended')"),
+        ({"state": 1}, "state must be str, not int"),
+        ({"discount": "Gift"}, "discount must be one of FixedAmount, ThresholdAmount, Percentage (got 'Gift')"),
+        ({"target": "products"}, "target must be one of product, all_products (got 'products')"),
+        ({"ended": 1}, "ended must be bool, not int"),
+        ({"name_contains": 5}, "name_contains must be str, not int"),
+        ({"name_contains": "\0"}, "name_contains must not contain NUL"),
+        ({"goods": "\ud800"}, "goods must not contain NUL or half of a surrogate pair"),
+    ],
+    ids=ascii,
+)
+def test_a_filter_that_no_row_can_meet_is_refused_and_named(app, filters, says):
+    with pytest.raises(InvalidCommand) as refused:
+        app.page(SHOP, Filters(**filters))
+
+    assert says in str(refused.value)
+
+
+def test_all_that_is_wrong_with_a_question_is_named_at_once(app):
+    with pytest.raises(InvalidCommand) as refused:
+        app.page("1", Filters(state="ended", ends_after=NAIVE), after="first", limit=0)
+
+    assert [problem.field for problem in refused.value.problems] == [
+        "shop_number", "state", "ends_after", "after", "limit"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("ask", ["page", "shop_months"])
+@pytest.mark.parametrize("limit", [0, -1, "5", 2.0, True, None], ids=repr)
+def test_a_limit_is_a_number_from_one(app, ask, limit):
+    with pytest.raises(InvalidCommand, match="limit must be"):
+        getattr(app, ask)(SHOP, limit=limit)
+
+
+@pytest.mark.parametrize("before", ["2026-03-01", MORNING, 3], ids=repr)
+def test_the_cursor_of_months_is_a_date(app, before):
+    with pytest.raises(InvalidCommand, match="before must be date, not"):
+        app.shop_months(SHOP, before=before)
+
+
+def test_more_than_a_page_may_have_is_taken_for_the_largest_and_the_cursor_leads_to_the_rest(app):
+    app.execute_many([a_template() for _ in range(LARGEST_PAGE + 1)])
+    app.run_due()
+
+    first = app.page(SHOP, limit=10**30)
+    rest = app.page(SHOP, after=first.after, limit=1)
+
+    assert len(first.views) == LARGEST_PAGE
+    assert len(rest.views) == 1
+    assert rest.after is None
+    assert len(app.shop_months(SHOP, limit=10**30).months) == 1
+
+
+@pytest.mark.parametrize("number", [0, 2**63, "1", True, None], ids=repr)
+def test_a_shop_number_is_one_that_a_shop_can_have(app, number):
+    for ask in (app.page, app.shop_months, lambda shop: app.find(shop, TEMPLATE)):
+        with pytest.raises(InvalidCommand, match="shop_number must be"):
+            ask(number)
+
+
+def test_an_id_is_no_text(app):
+    with pytest.raises(InvalidCommand, match="template_id must be UUID, not str"):
+        app.find(SHOP, str(TEMPLATE))
 
 
 # ── plans ────────────────────────────────────────────────────────────────────────────────────────
