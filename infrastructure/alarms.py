@@ -41,7 +41,10 @@ MARK_ARMED = f"""{SAME}
 UPDATE alarm SET armed_at = coupon_clock_now(), leased_until = NULL FROM same WHERE alarm.stream_id = same.stream_id
 """
 LEASE_PAST_DUE = f"""{SAME}
-UPDATE alarm SET leased_until = due_at + interval '1 second' FROM same WHERE alarm.stream_id = same.stream_id
+UPDATE alarm
+   SET leased_until = greatest(due_at, coupon_clock_now()) + interval '1 second'
+  FROM same
+ WHERE alarm.stream_id = same.stream_id
 """
 RELEASE = f"""{SAME}
 UPDATE alarm SET armed_at = NULL, leased_until = NULL FROM same WHERE alarm.stream_id = same.stream_id
@@ -91,7 +94,7 @@ class Alarms:
         return self._mark(MARK_ARMED, alarms)
 
     def lease_past_due(self, alarms: Sequence[Alarm]) -> int:
-        """For a broker that forgets: another process takes over a second past the end, if this one dies."""
+        """For a broker that forgets: until a second past the end, or past now, when another process takes over."""
         return self._mark(LEASE_PAST_DUE, alarms)
 
     def release(self, alarms: Sequence[Alarm]) -> int:

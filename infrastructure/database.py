@@ -20,7 +20,7 @@ STATEMENT_TIMEOUT = "10s"
 LOCK_TIMEOUT = "2s"
 CONNECT_TIMEOUT_S = 5
 MAY_BE_ABSENCE = (psycopg.OperationalError, psycopg.InterfaceError, psycopg.InternalError, psycopg.ProgrammingError)
-TIME_IS_UP = (QueryCanceled.sqlstate, LockNotAvailable.sqlstate)
+TIME_IS_UP = (QueryCanceled, LockNotAvailable)
 
 
 @dataclass(eq=False)
@@ -111,7 +111,7 @@ def available() -> Iterator[None]:
     except (*MAY_BE_ABSENCE, PoolClosed) as error:
         if not _is_absence(error):
             raise
-        failure = TimedOut if getattr(error, "sqlstate", None) in TIME_IS_UP else DatabaseUnavailable
+        failure = TimedOut if isinstance(error, TIME_IS_UP) else DatabaseUnavailable
         raise failure(first_line(error)) from error
 
 

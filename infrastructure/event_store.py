@@ -18,7 +18,14 @@ from psycopg.rows import TupleRow
 
 from coupon_clock.domain.errors import CouponError
 from coupon_clock.infrastructure import arrays
-from coupon_clock.infrastructure.database import Connections, DatabaseUnavailable, available, first_line
+from coupon_clock.infrastructure.database import (
+    TIME_IS_UP,
+    Connections,
+    DatabaseUnavailable,
+    TimedOut,
+    available,
+    first_line,
+)
 from coupon_clock.infrastructure.server_clock import ServerClock
 
 LOAD = """
@@ -266,6 +273,8 @@ def rolled_back_or_lost(connection: Connection[TupleRow]) -> Iterator[None]:
     connection that lives on, means that the transaction was rolled back."""
     try:
         yield
+    except TIME_IS_UP as error:
+        raise TimedOut(first_line(error)) from error
     except (psycopg.OperationalError, psycopg.InterfaceError, psycopg.IntegrityError, psycopg.InternalError) as error:
         failure = AnswerLost if connection.closed else AppendRolledBack
         raise failure(first_line(error)) from error

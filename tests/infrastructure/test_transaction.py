@@ -7,13 +7,17 @@ from threading import Event
 import psycopg
 import pytest
 from psycopg import Connection, IsolationLevel
+from psycopg.adapt import AdaptersMap, Loader
+from psycopg.pq import Format
 from psycopg.rows import dict_row
+from sqlalchemy import NullPool, create_engine
+from sqlalchemy.orm import Session
 
 from coupon_clock.app import Application, Settings
 from coupon_clock.domain.errors import CommandConflict, CouponError, CouponTemplateNotFound, InvalidCommand
 from coupon_clock.domain.events import Ended
 from coupon_clock.infrastructure.alarms import Alarm
-from coupon_clock.infrastructure.database import DatabaseUnavailable
+from coupon_clock.infrastructure.database import DatabaseUnavailable, TimedOut
 from coupon_clock.infrastructure.transaction import UnusableTransaction
 from coupon_clock.testing import in_database
 from deadlines import eventually
@@ -164,6 +168,22 @@ def by_hand(connection: Connection) -> None:
     connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
 
 
+def without_triggers(connection: Connection) -> None:
+    connection.execute("SET session_replication_role = replica")
+
+
+def without_encoding(connection: Connection) -> None:
+    connection.execute("SET client_encoding TO SQL_ASCII")
+
+
+def as_somebody(connection: Connection, rights: str = "") -> None:
+    connection.execute(f"CREATE ROLE somebody; REVOKE ALL ON SCHEMA public FROM public; {rights}; SET ROLE somebody")
+
+
+def as_reader(connection: Connection) -> None:
+    as_somebody(connection, "GRANT USAGE ON SCHEMA public TO somebody")
+
+
 def without_transaction(connection: Connection) -> None:
     connection.autocommit = True
 
@@ -183,6 +203,10 @@ def closed(connection: Connection) -> None:
         (reader, "isolation is repeatable read, and only READ COMMITTED"),
         (by_hand, "isolation is repeatable read, and only READ COMMITTED"),
         (serial, "isolation is serializable, and only READ COMMITTED"),
+        (without_triggers, "session_replication_role is replica"),
+        (without_encoding, "client_encoding is SQL_ASCII"),
+        (as_somebody, "role may not use the schema public"),
+        (as_reader, r"role may not write the log \(permission denied"),
         (without_transaction, "begin one, `with connection.transaction"),
         (failed, "it has failed already: roll it back"),
         (closed, "the connection is closed: open a new one"),
@@ -192,6 +216,25 @@ def test_a_transaction_that_cannot_hold_a_command_is_refused_with_what_to_do(liv
     made_so(connection)
     with pytest.raises(UnusableTransaction, match=reason):
         live.execute(ending_in(3600), connection=connection)
+    connection.close()
+
+
+def test_a_role_that_may_not_write_keeps_its_own_rows(live, connection):
+    connection.execute("INSERT INTO offer VALUES ('spring')")
+    as_somebody(connection)
+    with pytest.raises(UnusableTransaction):
+        live.execute(ending_in(3600), connection=connection)
+    connection.execute("RESET ROLE; DROP OWNED BY somebody; DROP ROLE somebody; GRANT ALL ON SCHEMA public TO public")
+    connection.commit()
+    assert offers(live) == 1
+
+
+def test_a_connection_without_a_transaction_has_none_after_a_refusal(live, connection):
+    connection.isolation_level = IsolationLevel.SERIALIZABLE
+    with pytest.raises(UnusableTransaction):
+        live.execute(ending_in(3600), connection=connection)
+    connection.isolation_level = IsolationLevel.READ_COMMITTED
+    assert live.execute(ending_in(3600), connection=connection).version == 1
 
 
 def test_what_is_no_psycopg_connection_is_refused_by_its_name(live):
@@ -232,12 +275,22 @@ def test_a_caller_that_keeps_others_waiting_too_long_makes_them_fail_and_nothing
     template = ending_in(3600)
     live.execute(template)
     live.execute(increase(template.template_id), connection=connection)
-    with pytest.raises(DatabaseUnavailable):
+    with pytest.raises(TimedOut):
         live.execute(increase(template.template_id))
     live.execute(ending_in(3600))
 
     connection.commit()
     assert versions(live, template) == [1, 2]
+
+
+def test_one_caller_does_not_wait_for_another_longer_than_any_command_does(live, connection, database_url):
+    template = ending_in(3600)
+    live.execute(template)
+    live.execute(increase(template.template_id), connection=connection)
+    with psycopg.connect(database_url) as second:
+        with pytest.raises(TimedOut):
+            live.execute(increase(template.template_id), connection=second)
+        assert second.execute("SHOW lock_timeout").fetchone() == ("0",)
 
 
 def somebody_waits(live: Application) -> bool:
@@ -301,6 +354,60 @@ def test_the_connection_is_left_as_the_caller_likes_it(live, connection):
     connection.commit()
     assert connection.execute("SHOW search_path").fetchone() == {"search_path": "pg_temp, public"}
     assert (connection.row_factory, connection.cursor_factory) == (dict_row, psycopg.ClientCursor)
+
+
+def test_the_callers_time_zone_is_not_that_of_the_log(live, connection):
+    template = ending_in(3600)
+    connection.execute("SET TimeZone TO 'Europe/Berlin'")
+    live.execute(template, connection=connection)
+    live.execute(terminate(template.template_id), connection=connection)
+    connection.commit()
+
+    assert connection.execute("SHOW TimeZone").fetchone() == ("Europe/Berlin",)
+    states = connection.execute("SELECT convert_from(state, 'UTF8') FROM coupon_template_events").fetchall()
+    assert all("+0" not in state for (state,) in states)
+
+
+def test_temporary_tables_of_the_caller_are_not_taken_for_ours(live, connection):
+    template = ending_in(3600)
+    connection.execute("CREATE TEMP TABLE alarm (LIKE public.alarm INCLUDING ALL)")
+    connection.execute("CREATE TEMP TABLE coupon_template_events (LIKE public.coupon_template_events INCLUDING ALL)")
+    live.execute(template, connection=connection)
+    connection.commit()
+    assert (versions(live, template), len(alarms(live))) == ([1], 1)
+
+
+class EverythingIsText(Loader):
+    def load(self, data) -> str:
+        return bytes(data).hex()
+
+
+class EverythingIsTextInBinary(EverythingIsText):
+    format = Format.BINARY
+
+
+def test_a_connection_that_reads_types_in_its_own_way_will_do(live, connection):
+    for name in ("uuid", "timestamptz", "int8", "text"):
+        connection.adapters.register_loader(name, EverythingIsText)
+        connection.adapters.register_loader(name, EverythingIsTextInBinary)
+    assert live.execute(ending_in(3600), connection=connection).version == 1
+    assert connection.execute("SELECT 'a'::text").fetchone() == ("61",)
+
+
+def test_a_connection_whose_adapters_were_made_before_ours_will_do(live, database_url):
+    with psycopg.connect(database_url, context=AdaptersMap(types=psycopg.adapters.types)) as bare:
+        assert live.execute(ending_in(3600), connection=bare).version == 1
+
+
+def test_sqlalchemy_commits_what_it_has_begun(live, database_url):
+    engine = create_engine(database_url.replace("postgresql:", "postgresql+psycopg:"), poolclass=NullPool)
+    in_core, in_session = ending_in(3600), ending_in(3600)
+    with engine.begin() as connection:
+        live.execute(in_core, connection=connection.connection.driver_connection)
+    with Session(engine) as session:
+        live.execute(in_session, connection=session.connection().connection.driver_connection)
+        session.commit()
+    assert versions(live, in_core) == versions(live, in_session) == [1]
 
 
 def test_the_log_may_be_in_another_schema_than_the_callers(database_url, connection):
