@@ -25,9 +25,18 @@ from coupon_clock.domain.commands import (
     ShopCommand,
     TerminateCouponTemplate,
 )
-from coupon_clock.domain.coupon_template import CouponTemplate, decide, due_at, evolve, existing, fold, has_content_of
+from coupon_clock.domain.coupon_template import (
+    CouponTemplate,
+    decide,
+    due_at,
+    evolve,
+    existing,
+    fold,
+    has_content_of,
+    taken,
+)
 from coupon_clock.domain.discount import FixedAmount, Percentage, ThresholdAmount
-from coupon_clock.domain.errors import CouponError, CouponTemplateNotFound, ReadModelBehind
+from coupon_clock.domain.errors import CouponError, CouponTemplateNotFound, InvalidCommand, Problem, ReadModelBehind
 from coupon_clock.domain.events import ConsumeRule, Event, ReceiveRule, StoredEvent
 from coupon_clock.domain.validity import Validity
 from coupon_clock.infrastructure.broker import Broker
@@ -139,12 +148,15 @@ class Application:
         Raises a CouponError: InvalidCommand, CouponTemplateNotFound, CouponTemplateOver, CommandConflict,
         OutcomeUnknown (send the same command again), DatabaseUnavailable, UnusableTransaction (docs/transactions.md).
         """
+        if not isinstance(command, ShopCommand):
+            raise not_a_command(command)
         return outcome(self.clockwork.execute(command, connection))
 
     def execute_many(self, commands: Sequence[ShopCommand]) -> list[Outcome | CouponError]:
         """Outcomes or errors in order, in few transactions: one that fails spoils no other."""
-        executed = self.clockwork.execute_many(commands)
-        return [each if isinstance(each, CouponError) else outcome(each) for each in executed]
+        given = list(commands)
+        executed = iter(self.clockwork.execute_many([each for each in given if isinstance(each, ShopCommand)]))
+        return [outcome_of(next(executed)) if isinstance(each, ShopCommand) else not_a_command(each) for each in given]
 
     # ── queries ──────────────────────────────────────────────────────────────────────────────────
 
@@ -371,17 +383,27 @@ def release(projectors: Sequence[Projector]) -> None:
 
 
 def admit(state: CouponTemplate | None, command: Command) -> None:
-    """Another shop's template is "not found", whatever the command; a Create decides for itself.
+    """Another shop's template is "not found", whatever the command; only a Create is told that its id is taken.
 
     Types first: a shop number that is no number must not pass for another shop's.
     """
+    rules.refuse(rules.form_problems(command))
     if not isinstance(command, CreateCouponTemplate):
-        rules.refuse(rules.form_problems(command))
         existing(state, command)
+    elif state is not None and state.shop_number != command.shop_number:
+        raise taken(command)
 
 
-def expire(template_id: UUID) -> ExpireCouponTemplate:
+def look(template_id: UUID) -> ExpireCouponTemplate:
     return ExpireCouponTemplate(command_id=uuid4(), template_id=template_id)
+
+
+def not_a_command(given: object) -> InvalidCommand:
+    return InvalidCommand([Problem("command", given, "must be a command of a shop")])
+
+
+def outcome_of(executed: Executed[Event] | CouponError) -> Outcome | CouponError:
+    return executed if isinstance(executed, CouponError) else outcome(executed)
 
 
 def outcome(executed: Executed[Event]) -> Outcome:
@@ -395,5 +417,5 @@ COUPON_TEMPLATES: Decider[CouponTemplate, Command, Event] = Decider(
     evolve=evolve,
     has_content_of=has_content_of,
     due_at=due_at,
-    when_due=expire,
+    when_due=look,
 )

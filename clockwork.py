@@ -91,6 +91,7 @@ class Clockwork(Generic[State, Command, Event]):
         self.settings = settings
         self.pool = pool
         self.decider = decider
+        self.stored_type = stored_type
         self.clock = ServerClock()
         self.store: EventStore[Event] = EventStore(pool, self.clock, stored_type)
         self.alarms = Alarms(pool)
@@ -272,7 +273,7 @@ class Clockwork(Generic[State, Command, Event]):
     def _observe_lateness(self, executed: "Sequence[Executed[Event] | CouponError]", cause: Cause) -> None:
         now = self.clock.now()
         for each in executed:
-            if isinstance(each, Executed) and each.events and each.was_due_at:
+            if isinstance(each, Executed) and did_something(each) and each.was_due_at:
                 telemetry.LATENESS.labels(cause).observe((now - each.was_due_at).total_seconds())
 
 
@@ -283,11 +284,15 @@ def answer(executed: Executed[Any] | CouponError) -> Answer:
             return TryAgain(executed)
         case CouponError():
             return Unanswerable(executed)
-    if executed.events or executed.was_due_at is None:
-        return Done(ended_now=bool(executed.events))
+    if did_something(executed) or executed.was_due_at is None:
+        return Done(ended_now=did_something(executed))
     if executed.was_due_at <= executed.decided_at:
         return Unanswerable(NothingDecided(executed.stream_id, executed.was_due_at))
     return NotDue(executed.was_due_at)
+
+
+def did_something(executed: Executed[Any]) -> bool:
+    return bool(executed.events) and not executed.repeated
 
 
 def readable(body: bytes) -> ExpiryDue | UnreadableMessage:

@@ -112,7 +112,7 @@ def create(state: CouponTemplate | None, command: CreateCouponTemplate, now: dat
     if state is not None:
         if is_same_content(state.created, command):
             return []
-        raise CommandConflict(command.command_id, command.template_id, "the template exists with other content")
+        raise taken(command)
     rules.refuse(rules.creation_problems(command, now))
     return [created_by(command)]
 
@@ -139,6 +139,11 @@ def expire(template: CouponTemplate, now: datetime) -> list[Event]:
     if template.ended or now < template.valid_until:
         return []
     return [template.ending(EndReason.EXPIRED, template.valid_until)]
+
+
+def taken(command: CreateCouponTemplate) -> CommandConflict:
+    """The same words for everybody: whose template has that id is nobody else's business."""
+    return CommandConflict(command.command_id, command.template_id, "the template exists with other content")
 
 
 # ── what decide uses ─────────────────────────────────────────────────────────────────────────────

@@ -39,6 +39,10 @@ APPEND = """
 SELECT stream_id, version, log_position
   FROM coupon_clock_append(%b, %b, %b, %b, %b, %b, %b)
 """
+APPEND_EACH = """
+SELECT stream_id, version, log_position
+  FROM coupon_clock_append_each(%b, %b, %b, %b, %b, %b, %b)
+"""
 
 Event = TypeVar("Event")
 Cause = Literal["command", "message", "sweep"]
@@ -107,6 +111,10 @@ class Conflict(Struct, frozen=True):
     actual_version: int
 
 
+class Busy(Struct, frozen=True):
+    """Somebody has the stream under way; nothing of it went in."""
+
+
 class Loaded(NamedTuple, Generic[Event]):
     """Envelopes by stream, oldest first, or why a stream cannot be read; and PostgreSQL's time just after."""
 
@@ -126,6 +134,13 @@ class UnreadableEvent(CouponError):
 
 class AppendRolledBack(DatabaseUnavailable):
     """PostgreSQL rolled the events back ({reason}): try again."""
+
+
+@dataclass(eq=False)
+class Unstorable(CouponError):
+    """What was to be stored cannot be ({reason}): mend what decided it."""
+
+    reason: str
 
 
 @dataclass(eq=False)
@@ -177,19 +192,32 @@ class EventStore(Generic[Event]):
 
     def append(
         self, appends: Sequence[Append[Event]], longest_wait: timedelta | None = None
-    ) -> list[Appended | Conflict]:
+    ) -> list[Appended | Conflict | Busy]:
         """All in one transaction and one round trip, with their alarms; answers in order.
 
         `longest_wait`: for others who have one of these streams under way; by default the connection's lock timeout.
         Raises TimedOut where it is over, AppendRolledBack or another DatabaseUnavailable (nothing was stored),
-        AnswerLost.
+        AnswerLost, Unstorable.
         """
         if not appends:
             return []
-        parameters = (*self._columns(appends), longest_wait)
+        return answers(appends, self._called(APPEND, appends, longest_wait))
+
+    def append_each(
+        self, appends: Sequence[Append[Event]], longest_wait: timedelta
+    ) -> list[Appended | Conflict | Busy]:
+        """As `append`, but one that waits in vain is left out, and spoils no other. Slower."""
+        return answers(appends, self._called(APPEND_EACH, appends, longest_wait))
+
+    def _called(
+        self, function: str, appends: Sequence[Append[Event]], longest_wait: timedelta | None
+    ) -> list[TupleRow]:
+        try:
+            parameters = (*self._columns(appends), longest_wait)
+        except Exception as error:
+            raise Unstorable(repr(error)) from error
         with available(), self._connections.connection() as connection, rolled_back_or_lost(connection):
-            rows = connection.execute(APPEND, parameters, prepare=True, binary=True).fetchall()
-        return answers(appends, rows)
+            return connection.execute(function, parameters, prepare=True, binary=True).fetchall()
 
     def envelope(self, stream_id: UUID, version: int, position: int, state: bytes) -> Envelope[Event]:
         """Raises UnreadableEvent."""
@@ -242,24 +270,28 @@ def enveloped(record: Record[Event], stream_id: UUID, version: int, position: in
     )
 
 
-def answers(
-    appends: Sequence[Append[Event]], rows: Sequence[tuple[UUID, int, int | None]]
-) -> list[Appended | Conflict]:
+def answers(appends: Sequence[Append[Event]], rows: Sequence[TupleRow]) -> list[Appended | Conflict | Busy]:
     """`rows`: stream, version, position of what went in, in the order of versions; of a stream left out, the version
-    that it has and no position."""
+    that it has and no position, or neither."""
     positions: dict[UUID, list[int]] = {}
-    actual: dict[UUID, int] = {}
+    actual: dict[UUID, int | None] = {}
     for stream_id, version, position in rows:
         if position is None:
             actual[stream_id] = version
         else:
             positions.setdefault(stream_id, []).append(position)
     return [
-        Conflict(append.stream_id, append.expected_version, actual[append.stream_id])
+        left_out(append, actual[append.stream_id])
         if append.stream_id in actual
         else Appended(positions[append.stream_id])
         for append in appends
     ]
+
+
+def left_out(append: Append[Event], actual_version: int | None) -> Conflict | Busy:
+    if actual_version is None:
+        return Busy()
+    return Conflict(append.stream_id, append.expected_version, actual_version)
 
 
 def topic(event: object) -> str:

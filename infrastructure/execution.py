@@ -4,6 +4,7 @@ Knows no coupon: what is decided comes in as a Decider, so that another kind of 
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import islice
 from time import monotonic
@@ -19,12 +20,14 @@ from coupon_clock.infrastructure.event_store import (
     Append,
     Appended,
     AppendRolledBack,
+    Busy,
     Cause,
     Conflict,
     Envelope,
     EventStore,
     Record,
     UnreadableEvent,
+    Unstorable,
 )
 from coupon_clock.infrastructure.schema import UnsafeLog
 
@@ -33,8 +36,8 @@ PATIENCE_S = 10
 """How long one call goes on deciding again what others overtook, and halving what times out."""
 LOOK_WAIT = timedelta(milliseconds=200)
 """Longest wait of a look for somebody who has one of its streams under way: all that are due wait with it."""
-HALF_WAIT = timedelta(milliseconds=50)
-"""Longest wait once a batch has waited in vain, and is halved until the culprit is alone."""
+EACH_WAIT = timedelta(milliseconds=5)
+"""The same for each stream by itself, once the batch has waited in vain."""
 
 
 class AnyCommand(Protocol):
@@ -58,7 +61,7 @@ class Decider(Struct, Generic[State, Command, Event], frozen=True, kw_only=True)
     `decide`: the events that a command leads to at that time (aware UTC), none when it is already so; or a CouponError.
     `has_content_of`: whether these events, stored under the command's id, are what this command would have led to.
     `due_at`: when the stream is to be looked at, None for never; `when_due`: the command that looks. It must lead to
-    an event when decided at or after that time, and be harmless before.
+    an event when decided at or after that time, be harmless before, and have a command_id of its own each time.
     `admit`: refuses what the sender may not see, before anything else; by default all may see all.
     """
 
@@ -71,14 +74,15 @@ class Decider(Struct, Generic[State, Command, Event], frozen=True, kw_only=True)
     admit: Callable[[State | None, Command], None] = lambda state, command: None
 
     def stream_id(self, command: Command) -> UUID:
-        stream_id: UUID = getattr(command, self.stream_field)
+        stream_id: UUID = getattr(command, self.stream_field, None)  # type: ignore[assignment]
         return stream_id
 
 
 class Executed(Struct, Generic[Event], frozen=True, gc=False):
     """What a command came to. `events`: its own, none when it was already so; `version` and `position` after them.
 
-    It was decided at `decided_at`, by PostgreSQL's clock, on a stream that was due at `was_due_at`, if ever.
+    It was decided at `decided_at`, by PostgreSQL's clock, on a stream that was due at `was_due_at`, if ever; or it is
+    `repeated`, and has its first outcome.
     """
 
     stream_id: UUID
@@ -87,6 +91,15 @@ class Executed(Struct, Generic[Event], frozen=True, gc=False):
     events: tuple[Event, ...]
     decided_at: datetime
     was_due_at: datetime | None
+    repeated: bool = False
+
+
+@dataclass(eq=False)
+class DeciderFailed(CouponError):
+    """Stream {stream_id} cannot be decided on, because its decider raised {reason}: mend that, and try again."""
+
+    stream_id: UUID
+    reason: str
 
 
 class Overtaken(CommandConflict):
@@ -117,6 +130,7 @@ class Execution(Generic[State, Command, Event]):
         self, commands: Sequence[Command], cause: Cause = "command"
     ) -> "list[Executed[Event] | CouponError]":
         """Outcomes in order; one command that fails spoils no other. Commands of one stream are decided in turn."""
+        commands = list(commands)
         attempt = Attempt(self._store, self._decider, self._appended, cause)
         addressed = [command for command in commands if self._has_address(command)]
         outcomes = iter([outcome for chunk in chunks(addressed) for outcome in attempt.outcomes(chunk)])
@@ -163,7 +177,7 @@ class Attempt(Generic[State, Command, Event]):
         try:
             drafts = self._drafts(commands)
             self._append([draft for draft in drafts.values() if draft.records])
-        except (AppendRolledBack, TimedOut) as rolled_back:
+        except (AppendRolledBack, TimedOut, Unstorable) as rolled_back:
             return self._halved(commands, rolled_back)
         except (DatabaseUnavailable, UnsafeLog) as unavailable:
             return [unavailable for _ in commands]
@@ -189,17 +203,24 @@ class Attempt(Generic[State, Command, Event]):
             due_ats = [append.due_at for append in stored if isinstance(append.due_at, datetime)]
             self._appended(min(due_ats, default=None))
 
-    def _answers(self, appends: Sequence[Append[Event]]) -> Sequence[Appended | Conflict | AnswerLost]:
+    def _answers(self, appends: Sequence[Append[Event]]) -> Sequence[Appended | Conflict | Busy | AnswerLost]:
         try:
-            return self._store.append(appends, self._longest_wait)
+            return self._stored(appends)
         except AnswerLost as lost:
             return [lost for _ in appends]
+
+    def _stored(self, appends: Sequence[Append[Event]]) -> Sequence[Appended | Conflict | Busy]:
+        try:
+            return self._store.append(appends, self._longest_wait)
+        except TimedOut:
+            if len(appends) == 1:
+                raise
+            return self._store.append_each(appends, EACH_WAIT)
 
     def _halved(self, commands: Sequence[Command], why: CouponError) -> "list[Executed[Event] | CouponError]":
         """Each half by itself, until the culprit is alone."""
         if len(commands) == 1 or not self._is_patient():
             return [why for _ in commands]
-        self._longest_wait = HALF_WAIT
         middle = len(commands) // 2
         return [*self._tried(commands[:middle]), *self._tried(commands[middle:])]
 
@@ -214,16 +235,17 @@ class Draft(Generic[State, Command, Event]):
     """
 
     __slots__ = (
+        "_broken",
         "_cause",
         "_decider",
+        "_due_at",
         "_envelopes",
-        "_loaded",
+        "_loaded_due_at",
         "_loaded_version",
         "_now",
         "_state",
         "_stream_id",
         "_taken",
-        "_unreadable",
         "answer",
         "records",
     )
@@ -237,18 +259,21 @@ class Draft(Generic[State, Command, Event]):
         cause: Cause,
     ) -> None:
         self.records: list[Record[Event]] = []
-        self.answer: Appended | Conflict | AnswerLost | None = None
+        self.answer: Appended | Conflict | Busy | AnswerLost | None = None
         self._decider = decider
         self._stream_id = stream_id
-        self._unreadable = stream if isinstance(stream, UnreadableEvent) else None
+        self._broken: CouponError | None = stream if isinstance(stream, UnreadableEvent) else None
         self._envelopes = [] if isinstance(stream, UnreadableEvent) else stream
         self._loaded_version = self._envelopes[-1].version if self._envelopes else 0
         self._now = now
         self._cause: Cause = cause
-        self._loaded: State | None = None
-        for envelope in self._envelopes:
-            self._loaded = decider.evolve(self._loaded, envelope.event)
-        self._state = self._loaded
+        self._state: State | None = None
+        self._due_at: datetime | None = None
+        try:
+            self._become(self._state, [envelope.event for envelope in self._envelopes])
+        except Exception as bug:
+            self._broken = failed(stream_id, bug)
+        self._loaded_due_at = self._due_at
         self._taken: dict[int, Taken[Event] | CouponError] = {}
 
     def take(self, number: int, command: Command) -> None:
@@ -257,27 +282,33 @@ class Draft(Generic[State, Command, Event]):
             self._taken[number] = self._decided(command)
         except CouponError as refusal:
             self._taken[number] = refusal
+        except Exception as bug:
+            self._taken[number] = failed(self._stream_id, bug)
 
     def append(self) -> Append[Event]:
-        due_at = self._due_at(self._state)
-        changed = due_at != self._due_at(self._loaded)
-        return Append(self._stream_id, self._loaded_version, self.records, due_at if changed else UNSET)
+        due_at = self._due_at if self._due_at != self._loaded_due_at else UNSET
+        return Append(self._stream_id, self._loaded_version, self.records, due_at)
 
     def outcome(self, number: int, command: Command) -> "Executed[Event] | CouponError":
         if isinstance(self.answer, Conflict):
             return Overtaken(command.command_id, self._stream_id, "other commands kept coming first")
         if isinstance(self.answer, AnswerLost):
             return OutcomeUnknown(command.command_id)
+        if isinstance(self.answer, Busy):
+            return TimedOut("somebody else has the stream under way")
         taken = self._taken[number]
         if isinstance(taken, CouponError):
             return taken
         position = self._position(taken.version)
-        return Executed(self._stream_id, taken.version, position, taken.events, self._now, taken.was_due_at)
+        return Executed(
+            self._stream_id, taken.version, position, taken.events, self._now, taken.was_due_at, taken.repeated
+        )
 
     def _decided(self, command: Command) -> "Taken[Event]":
-        if self._unreadable is not None:
-            raise self._unreadable
+        if self._broken is not None:
+            raise self._broken
         self._decider.admit(self._state, command)
+        refuse_unreadable(command.command_id, command.actor)
         earlier = list(self._recorded_under(command.command_id))
         if earlier:
             return self._repeated(command, earlier)
@@ -285,12 +316,18 @@ class Draft(Generic[State, Command, Event]):
         if command.expected_version not in (None, version):
             reason = f"it expected version {command.expected_version}, the stream is at {version}"
             raise CommandConflict(command.command_id, self._stream_id, reason)
-        was_due_at = self._due_at(self._state)
+        was_due_at = self._due_at
         events = self._decider.decide(self._state, command, self._now)
-        for event in events:
-            self.records.append(Record(event, self._now, command.command_id, self._cause, command.actor))
-            self._state = self._decider.evolve(self._state, event)
+        self._become(self._state, events)
+        self.records += [Record(event, self._now, command.command_id, self._cause, command.actor) for event in events]
         return Taken(version + len(events), tuple(events), was_due_at)
+
+    def _become(self, state: State | None, events: Sequence[Event]) -> None:
+        """All of it or, where the decider fails, nothing."""
+        for event in events:
+            state = self._decider.evolve(state, event)
+        self._due_at = None if state is None else self._decider.due_at(state)
+        self._state = state
 
     def _recorded_under(self, command_id: UUID) -> Iterator[tuple[int, Event]]:
         """Version and event of all that a command led to, stored or in this draft."""
@@ -305,10 +342,7 @@ class Draft(Generic[State, Command, Event]):
         events = tuple(event for _, event in earlier)
         if not self._decider.has_content_of(events, command):
             raise CommandConflict(command.command_id, self._stream_id, "the id was used for another command")
-        return Taken(earlier[-1][0], events, None)
-
-    def _due_at(self, state: State | None) -> datetime | None:
-        return None if state is None else self._decider.due_at(state)
+        return Taken(earlier[-1][0], events, self._due_at, repeated=True)
 
     def _position(self, version: int) -> int:
         if version > self._loaded_version:
@@ -318,11 +352,32 @@ class Draft(Generic[State, Command, Event]):
 
 
 class Taken(Struct, Generic[Event], frozen=True, gc=False):
-    """A decided command: the stream's `version` after its `events`, and when it was due before them."""
+    """A decided command: the stream's `version` after its `events`, and when it was due before them.
+
+    `repeated`: it was decided earlier, and the stream is due then now.
+    """
 
     version: int
     events: tuple[Event, ...]
     was_due_at: datetime | None
+    repeated: bool = False
+
+
+def failed(stream_id: UUID, bug: Exception) -> DeciderFailed:
+    failure = DeciderFailed(stream_id, repr(bug))
+    failure.__cause__ = bug
+    return failure
+
+
+def refuse_unreadable(command_id: object, actor: object) -> None:
+    """What would be stored with each event, and never be read again. Raises InvalidCommand."""
+    problems = []
+    if not isinstance(command_id, UUID):
+        problems.append(Problem("command_id", command_id, "must be a UUID"))
+    if not isinstance(actor, str | None):
+        problems.append(Problem("actor", actor, "must be a text or none"))
+    if problems:
+        raise InvalidCommand(problems)
 
 
 def chunks(commands: Sequence[Command]) -> Iterator[list[Command]]:

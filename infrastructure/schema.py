@@ -161,7 +161,46 @@ BEGIN
 END $$;
 """
 
-MIGRATIONS: tuple[str, ...] = (LOG + LOCK_TRIGGER + APPEND_ONLY + APPEND,)
+# Each stream for itself, for a batch that waited in vain for somebody who has one of its streams under way: a stream
+# that is still not free within the wait comes back with neither version nor position, and the rest goes in.
+APPEND_EACH = """
+CREATE FUNCTION coupon_clock_append_each(
+    ids uuid[], versions bigint[], topics text[], states bytea[], alarm_ids uuid[], alarm_due_ats timestamptz[],
+    longest_wait interval
+) RETURNS TABLE (stream_id uuid, version bigint, log_position bigint) LANGUAGE plpgsql AS $$
+DECLARE
+    stream record;
+BEGIN
+    FOR stream IN
+        SELECT given.id,
+               array_agg(given.id) AS ids,
+               array_agg(given.version ORDER BY given.version) AS versions,
+               array_agg(given.topic ORDER BY given.version) AS topics,
+               array_agg(given.state ORDER BY given.version) AS states,
+               alarm.changes,
+               alarm.due_ats
+          FROM unnest(ids, versions, topics, states) AS given (id, version, topic, state)
+          LEFT JOIN (SELECT change.id, array_agg(change.id) AS changes, array_agg(change.due_at) AS due_ats
+                       FROM unnest(alarm_ids, alarm_due_ats) AS change (id, due_at)
+                      GROUP BY change.id) AS alarm USING (id)
+         GROUP BY given.id, alarm.changes, alarm.due_ats
+         ORDER BY given.id
+    LOOP
+        BEGIN
+            RETURN QUERY
+            SELECT * FROM coupon_clock_append(stream.ids, stream.versions, stream.topics, stream.states,
+                                              stream.changes, stream.due_ats, longest_wait);
+        EXCEPTION WHEN lock_not_available THEN
+            stream_id := stream.id;
+            version := NULL;
+            log_position := NULL;
+            RETURN NEXT;
+        END;
+    END LOOP;
+END $$;
+"""
+
+MIGRATIONS: tuple[str, ...] = (LOG + LOCK_TRIGGER + APPEND_ONLY + APPEND + APPEND_EACH,)
 """Number n is MIGRATIONS[n - 1]. One that has been released is never changed."""
 
 MIGRATION_LOCK = 1129271117

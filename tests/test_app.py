@@ -3,6 +3,7 @@
 from datetime import timedelta
 
 import pytest
+from msgspec.structs import replace
 
 from coupon_clock.domain.errors import (
     CommandConflict,
@@ -24,6 +25,7 @@ from examples import (
     TERMINATED_IN_THE_MORNING,
     a_template,
     change,
+    expire,
     increase,
     terminate,
 )
@@ -156,6 +158,27 @@ def test_another_shop_finds_nothing_not_even_with_a_known_command(app):
         app.history(OTHER_SHOP, template.template_id)
     with pytest.raises(CouponTemplateNotFound):
         app.is_usable(OTHER_SHOP, template.template_id)
+
+
+@pytest.mark.parametrize("version", [None, 0, 1, 2, 7])
+def test_creating_what_another_shop_has_is_refused_in_one_sentence_whatever_it_expects(app, version):
+    theirs = a_template()
+    given(app, theirs, increase(theirs.template_id))
+
+    ours = a_template(template_id=theirs.template_id, shop_number=OTHER_SHOP, expected_version=version)
+    when(app, ours)
+    assert then_refused(app, CommandConflict).reason == "the template exists with other content"
+    when(app, replace(ours, command_id=theirs.command_id))
+    assert then_refused(app, CommandConflict).reason == "the template exists with other content"
+
+
+def test_what_is_no_command_of_a_shop_is_refused_by_name_and_spoils_no_other(app):
+    template = a_template()
+    for stranger in (None, "terminate", expire(template.template_id)):
+        when(app, stranger)
+        assert [problem.field for problem in then_refused(app, InvalidCommand).problems] == ["command"]
+    outcomes = app.execute_many(each for each in (None, template, expire(template.template_id)))
+    assert [type(outcome).__name__ for outcome in outcomes] == ["InvalidCommand", "Outcome", "InvalidCommand"]
 
 
 def test_a_command_that_expects_another_version_is_refused(app):

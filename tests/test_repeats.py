@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import asdict, replace
 
-from coupon_clock.app import COUPON_TEMPLATES, Outcome, outcome
+from coupon_clock.app import COUPON_TEMPLATES, Outcome, outcome_of
 from coupon_clock.domain.commands import Command
 from coupon_clock.domain.errors import CommandConflict, CouponError, CouponTemplateNotFound, OutcomeUnknown
 from coupon_clock.domain.events import Ended, Event
@@ -128,8 +128,7 @@ class World:
         return self.does_all([command])[0]
 
     def does_all(self, commands: Sequence[Command]) -> list[Answer]:
-        executed = self.execution.execute_many(commands)
-        return [each if isinstance(each, CouponError) else outcome(each) for each in executed]
+        return [outcome_of(each) for each in self.execution.execute_many(commands)]
 
     def lives(self, history: History) -> list[tuple[Command, Answer]]:
         """One command after the other, each at its time, though time never goes back."""

@@ -22,10 +22,12 @@ from coupon_clock.infrastructure.event_store import (
     Append,
     Appended,
     AppendRolledBack,
+    Busy,
     Conflict,
     EventStore,
     Record,
     UnreadableEvent,
+    Unstorable,
 )
 from coupon_clock.infrastructure.server_clock import ServerClock
 from coupon_clock.infrastructure.settings import Settings
@@ -223,9 +225,33 @@ def test_two_batches_in_opposite_order_never_deadlock(store):
 def test_an_append_that_must_wait_too_long_is_rolled_back_and_says_so(store, connection):
     with connection.transaction(force_rollback=True):
         given_held(connection, HIGH)
-        with pytest.raises(AppendRolledBack, match="lock timeout"):
+        with pytest.raises(TimedOut, match="lock timeout"):
             store.append([append(LOW), append(HIGH)])
         then_holds(store, LOW)
+
+
+def test_of_appends_each_for_itself_only_the_one_that_waits_in_vain_is_left_out(store, connection):
+    store.append([append(LOW)])
+    with connection.transaction(force_rollback=True):
+        given_held(connection, MIDDLE)
+        conflict, busy, appended = store.append_each(
+            [append(LOW, due_at=NOON), append(MIDDLE, due_at=NOON), append(HIGH, 0, "a", "b", due_at=LATER)],
+            timedelta(milliseconds=5),
+        )
+    assert (conflict, busy) == (Conflict(LOW, 0, 1), Busy())
+    assert isinstance(appended, Appended)
+    assert len(appended.positions) == 2
+    then_holds(store, MIDDLE)
+    then_holds(store, HIGH, "a", "b")
+    then_alarms(connection, (HIGH, LATER))
+
+
+def test_what_cannot_be_encoded_is_refused_before_anything_is_stored(store):
+    with pytest.raises(Unstorable, match="surrogates not allowed"):
+        store.append([append(LOW), append(HIGH, 0, "\ud800")])
+    with pytest.raises(Unstorable, match="naive"):
+        store.append([append(LOW, due_at=NOON.replace(tzinfo=None))])
+    then_holds(store, LOW)
 
 
 def test_a_load_that_takes_too_long_says_so(store, connection):
