@@ -40,8 +40,14 @@ SAME = """
 MARK_ARMED = f"""{SAME}
 UPDATE alarm SET armed_at = coupon_clock_now(), leased_until = NULL FROM same WHERE alarm.stream_id = same.stream_id
 """
+# What is past that already keeps the lease of its claim: with one that is over it would be claimed again and again, as
+# fast as the relay can, until the end is stored.
 LEASE_PAST_DUE = f"""{SAME}
-UPDATE alarm SET leased_until = due_at + interval '1 second' FROM same WHERE alarm.stream_id = same.stream_id
+UPDATE alarm
+   SET leased_until = due_at + interval '1 second'
+  FROM same
+ WHERE alarm.stream_id = same.stream_id
+   AND due_at + interval '1 second' > coupon_clock_now()
 """
 RELEASE = f"""{SAME}
 UPDATE alarm SET armed_at = NULL, leased_until = NULL FROM same WHERE alarm.stream_id = same.stream_id
