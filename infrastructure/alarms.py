@@ -40,11 +40,14 @@ SAME = """
 MARK_ARMED = f"""{SAME}
 UPDATE alarm SET armed_at = coupon_clock_now(), leased_until = NULL FROM same WHERE alarm.stream_id = same.stream_id
 """
+# What is past that already keeps the lease of its claim: with one that is over it would be claimed again and again, as
+# fast as the relay can, until the end is stored.
 LEASE_PAST_DUE = f"""{SAME}
 UPDATE alarm
-   SET leased_until = greatest(due_at, coupon_clock_now()) + interval '1 second'
+   SET leased_until = due_at + interval '1 second'
   FROM same
  WHERE alarm.stream_id = same.stream_id
+   AND due_at + interval '1 second' > coupon_clock_now()
 """
 RELEASE = f"""{SAME}
 UPDATE alarm SET armed_at = NULL, leased_until = NULL FROM same WHERE alarm.stream_id = same.stream_id
@@ -94,7 +97,7 @@ class Alarms:
         return self._mark(MARK_ARMED, alarms)
 
     def lease_past_due(self, alarms: Sequence[Alarm]) -> int:
-        """For a broker that forgets: until a second past the end, or past now, when another process takes over."""
+        """For a broker that forgets: another process takes over a second past the end, if this one dies."""
         return self._mark(LEASE_PAST_DUE, alarms)
 
     def release(self, alarms: Sequence[Alarm]) -> int:

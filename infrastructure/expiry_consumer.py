@@ -216,16 +216,20 @@ class ExpiryConsumer:
         finished: list[Delivery] = []
         again: list[Held] = []
         aside: list[tuple[Delivery, str]] = []
+        ended: set[UUID] = set()
         for held in due:
-            match answers[held.message.stream_id]:
+            stream_id = held.message.stream_id
+            match answers[stream_id]:
                 case Done(ended_now):
                     finished.append(held.delivery)
-                    counts["ended" if ended_now else "found_ended"] += 1
+                    counts["ended" if ended_now and stream_id not in ended else "found_ended"] += 1
+                    ended.add(stream_id)
                 case NotDue(due_at) if due_at != held.message.due_at:
                     finished.append(held.delivery)
                     counts["found_moved"] += 1
                 case NotDue():
                     again.append(held)
+                    counts["not_due"] += 1
                 case TryAgain():
                     again.append(replace(held, due_at=self._clock.now() + self._left_alone(held.message)))
                 case Unanswerable(error):

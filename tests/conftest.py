@@ -16,6 +16,17 @@ from coupon_clock.testing import TurnedApplication, throw_away_database, turned_
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests import examples.py and the contract suites by name
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--long-outage",
+        type=float,
+        default=0.0,
+        metavar="MINUTES",
+        help="how long RocketMQ is away in tests/test_faults.py",
+    )
+
+
 MORNING = datetime(2026, 3, 1, 8, tzinfo=UTC)
 
 

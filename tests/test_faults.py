@@ -6,7 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Thread
+from time import monotonic
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -14,14 +16,20 @@ from coupon_clock.app import Application, Outcome, Settings
 from coupon_clock.domain.errors import CouponError, OutcomeUnknown
 from coupon_clock.domain.events import Ended
 from coupon_clock.infrastructure.database import DatabaseUnavailable
+from coupon_clock.infrastructure.event_store import Cause
 from coupon_clock.infrastructure.local.ports import free_block
 from coupon_clock.infrastructure.local.postgres import LocalPostgres
 from coupon_clock.infrastructure.local.rocketmq_server import LocalRocketMQ
 from coupon_clock.testing import throw_away_database
 from deadlines import eventually
 from examples import SHOP, ending_in, increase
+from serving import Footprint, Serving, serving
 
 TOPIC, GROUP = "coupon-expiry-faults", "coupon-clock-faults"
+SETTLED, ENOUGH = 8, 20
+"""Failed calls, before what a process takes is measured first, and last. Each makes a client and lets it go."""
+MOST_GROWTH = Footprint(threads=4, descriptors=4, megabytes=16)
+"""One client's threads and descriptors may just be in use, and memory settles late."""
 
 
 @pytest.fixture(scope="module")
@@ -68,13 +76,26 @@ def all_armed(app: Application) -> bool:
 def then_it_works_by_message_again(app: Application) -> None:
     """Whatever is tried meanwhile ends by the sweep; in the end one ends by its message."""
 
-    def ends_by_message() -> bool:
+    def one_does() -> bool:
         template = ending_in(3)
         app.execute(template)
-        eventually(lambda: end_of(app, template))
-        return bool(end_of(app, template).cause == "message")
+        return ends_by_message(app, template.template_id)
 
-    eventually(ends_by_message, within=90)
+    eventually(one_does, within=90)
+
+
+def ends_by_message(app: Application, template_id: UUID) -> bool:
+    eventually(lambda: cause_of_end(app, template_id))
+    return cause_of_end(app, template_id) == "message"
+
+
+def cause_of_end(app: Application, template_id: UUID) -> Cause | None:
+    last = app.history(SHOP, template_id)[-1]
+    return last.cause if isinstance(last.event, Ended) else None
+
+
+def failed_calls(process: Serving) -> int:
+    return process.says("action=back_off")
 
 
 def then_the_promise_holds(app: Application) -> None:
@@ -122,6 +143,34 @@ def test_with_a_broker_that_was_never_there_commands_work_and_templates_end(data
         assert all(isinstance(outcome, Outcome) for outcome in app.execute_many(templates))
         eventually(lambda: all_ended(app, templates))
         then_the_promise_holds(app)
+
+
+@pytest.mark.rocketmq
+def test_a_process_whose_broker_is_away_at_its_start_serves_and_grows_in_nothing_and_recovers_by_itself(
+    request, database_url, fragile_rocketmq, tmp_path
+):
+    endpoints = fragile_rocketmq.endpoints
+    fragile_rocketmq.kill()
+    settings = Settings.load(
+        database_url=database_url, rocketmq_endpoints=endpoints, rocketmq_topic=TOPIC, rocketmq_group=GROUP, lead=2
+    )
+    with Application.open(settings) as app, serving(settings, tmp_path / "log") as process:
+        eventually(lambda: failed_calls(process) >= SETTLED)
+        assert process.says("RocketMQ cannot be used")
+        before = process.footprint()
+
+        over_at = monotonic() + 60 * request.config.getoption("--long-outage")
+        while monotonic() < over_at or failed_calls(process) < ENOUGH:
+            template_id = process.create_template(0.5)
+            eventually(lambda template_id=template_id: cause_of_end(app, template_id) == "sweep")
+            assert app.check().overdue == []
+        after = process.footprint()
+        print(before, after, f"{failed_calls(process)} failed calls", app.check().lateness["sweep"].worst, sep="\n")
+        assert after.grew(before).is_within(MOST_GROWTH)
+
+        fragile_rocketmq.start()
+        eventually(lambda: ends_by_message(app, process.create_template(3)), within=90)
+        assert not app.check().found_something
 
 
 @pytest.mark.parametrize("how", ["stop", "kill"])

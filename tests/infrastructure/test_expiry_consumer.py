@@ -95,7 +95,7 @@ def test_a_look_that_comes_too_early_is_held_again(app, inbox, consumer):
     consumer.receive(NOW)
 
     app.clock.set(NOON - MICROSECOND)
-    consumer.act(0.0)
+    assert consumer.act(0.0) == {"not_due": 1}
     consumer.acknowledge(0.0)
     assert not is_ended(app, template)
     assert inbox.done == []
@@ -123,8 +123,8 @@ def test_the_same_message_many_times_ends_once(app, inbox, consumer):
     turn(app, NOON + timedelta(seconds=1))
     inbox.bodies = [due(template)] * 5
 
-    consumer.run_once()
-    consumer.run_once()
+    assert consumer.run_once() == {"received": 5, "ended": 1, "found_ended": 4, "acknowledged": 5}
+    assert not consumer.run_once()
     assert len(app.history(SHOP, template.template_id)) == 2
     assert len(inbox.done) == 5
 

@@ -149,6 +149,18 @@ def test_another_process_takes_over_what_a_forgetting_broker_held_a_second_past_
     assert other.run_once() == {"armed": 1}
 
 
+def test_what_is_long_due_is_sent_again_only_once_its_lease_is_over(app):
+    outbox = Outbox(forgets=True)
+    relay = relay_to(app, outbox)
+    app.execute(a_template(valid_until=NOON))
+    turn(app, NOON + timedelta(seconds=2))
+    assert relay.run_once() == {"armed": 1}
+    assert not relay.run_once()
+
+    turn(app, NOON + timedelta(seconds=33))
+    assert relay.run_once() == {"armed": 1}
+
+
 def test_a_clean_stop_hands_over_at_once(app):
     app.execute(a_template(valid_until=NOON))
     turn(app, NOON - timedelta(minutes=1))
