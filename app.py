@@ -4,6 +4,7 @@ clockwork.py, and nowhere else."""
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import date, datetime, timedelta
+from itertools import chain
 from threading import Event as StopEvent
 from time import monotonic, sleep
 from types import TracebackType
@@ -54,6 +55,7 @@ from coupon_clock.projections.check import Report, check
 from coupon_clock.projections.projection import Projection
 from coupon_clock.projections.projection import position as rows_are_at
 from coupon_clock.projections.projector import Projector
+from coupon_clock.projections.questions import of_type, shop_problems
 from coupon_clock.projections.read_model import TEMPLATE_ROWS, Filters, Page, TemplateView
 from coupon_clock.projections.rebuild import Progress, RebuildOptions, Rebuilt, in_silence, rebuild
 from coupon_clock.projections.registry import PROJECTIONS, projection_named
@@ -165,7 +167,7 @@ class Application:
     ) -> TemplateView:
         """From the read model, once it is at position `at_least`, waiting for that up to `timeout` seconds.
 
-        Raises CouponTemplateNotFound, ReadModelBehind, ReadModelOutdated, DatabaseUnavailable.
+        Raises CouponTemplateNotFound, InvalidCommand, ReadModelBehind, ReadModelOutdated, DatabaseUnavailable.
         """
         self._wait_for(TEMPLATE_ROWS, at_least, timeout)
         with available(), self.pool.connection() as connection:
@@ -185,7 +187,7 @@ class Application:
     ) -> Page:
         """One shop's templates in order of their ids, up to `limit` (at most 1,000) after the cursor.
 
-        Raises ReadModelBehind, ReadModelOutdated, DatabaseUnavailable.
+        Raises InvalidCommand, ReadModelBehind, ReadModelOutdated, DatabaseUnavailable.
         """
         self._wait_for(TEMPLATE_ROWS, at_least, timeout)
         with available(), self.pool.connection() as connection:
@@ -201,21 +203,25 @@ class Application:
     ) -> MonthsPage:
         """What happened in one shop, month by month, the latest first, up to `limit` (at most 1,000) before the cursor.
 
-        Raises ReadModelBehind, ReadModelOutdated, DatabaseUnavailable.
+        Raises InvalidCommand, ReadModelBehind, ReadModelOutdated, DatabaseUnavailable.
         """
         self._wait_for(SHOP_MONTHS, at_least, timeout)
         with available(), self.pool.connection() as connection:
             return shop_months.page(connection, shop_number, before, limit)
 
     def history(self, shop_number: int, template_id: UUID) -> list[Envelope[Event]]:
-        """All that happened to a template, oldest first. Raises CouponTemplateNotFound, DatabaseUnavailable."""
+        """All that happened to a template, oldest first.
+
+        Raises CouponTemplateNotFound, InvalidCommand (ids of a wrong type), UnreadableEvent, DatabaseUnavailable.
+        """
         envelopes, _, _ = self._load(shop_number, template_id)
         return envelopes
 
     def is_usable(self, shop_number: int, template_id: UUID, at: datetime | None = None) -> bool:
         """From the log: the state as it is now, judged at that (aware) time, by default PostgreSQL's now.
 
-        Raises CouponTemplateNotFound, DatabaseUnavailable.
+        Raises CouponTemplateNotFound, InvalidCommand (a naive time, ids of a wrong type), UnreadableEvent,
+        DatabaseUnavailable.
         """
         _, template, now = self._load(shop_number, template_id)
         return template.is_usable(at or now)
@@ -309,7 +315,8 @@ class Application:
     def running(self, roles: Sequence[Role] = ROLES, broker: Broker | None = None) -> Iterator[None]:
         """These loops in threads, until the block ends; what is in hand is finished first.
 
-        `broker`: by default the one of the settings; closed at the end. Raises RolesTornApart, BrokerMisconfigured.
+        `broker`: by default the one of the settings; closed at the end.
+        Raises UnknownRole, RolesTornApart, BrokerMisconfigured.
         """
         that_end = [role for role in roles if role != "projector"]
         with (
@@ -341,6 +348,7 @@ class Application:
     # ── what the above needs ─────────────────────────────────────────────────────────────────────
 
     def _load(self, shop_number: int, template_id: UUID) -> tuple[list[Envelope[Event]], CouponTemplate, datetime]:
+        rules.refuse(chain(shop_problems(shop_number), of_type("template_id", template_id, UUID)))
         envelopes, now = self.store.load(template_id)
         template = fold(envelope.event for envelope in envelopes)
         if template is None or template.shop_number != shop_number:

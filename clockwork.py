@@ -54,6 +54,14 @@ class RolesTornApart(CouponError):
 
 
 @dataclass(eq=False)
+class UnknownRole(CouponError):
+    """There is no role {name} here: there are {known}."""
+
+    name: str
+    known: str
+
+
+@dataclass(eq=False)
 class NothingDecided(CouponError):
     """Stream {stream_id} was due at {due_at}, and its decider gave no event: it must, or name a later time."""
 
@@ -204,7 +212,8 @@ class Clockwork(Generic[State, Command, Event]):
     def running(self, roles: Sequence[Role] = ROLES, broker: Broker | None = None) -> Iterator[Parts]:
         """These loops in threads, until the block ends; what is in hand is finished first.
 
-        `broker`: by default the one of the settings; closed at the end. Raises RolesTornApart, BrokerMisconfigured.
+        `broker`: by default the one of the settings; closed at the end.
+        Raises UnknownRole, RolesTornApart, BrokerMisconfigured.
         """
         check_roles(self.settings, roles)
         broker = broker or broker_for(self.settings)
@@ -312,6 +321,8 @@ def broker_for(settings: Settings) -> Broker:
 
 
 def check_roles(settings: Settings, roles: Sequence[str]) -> None:
+    if unknown := set(roles) - set(ROLES):
+        raise UnknownRole(", ".join(sorted(unknown)), ", ".join(ROLES))
     if not settings.rocketmq_endpoints and ("relay" in roles) != ("consumer" in roles):
         raise RolesTornApart
 

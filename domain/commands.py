@@ -14,7 +14,10 @@ from coupon_clock.domain.events import ConsumeRule, ReceiveRule
 
 
 class CreateCouponTemplate(Struct, frozen=True, gc=False, kw_only=True):
-    """Field by field as imported lines have them; the rules are in rules.py, all broken ones are reported at once."""
+    """Field by field as imported lines have them; the rules are in rules.py, all broken ones are reported at once.
+
+    Where a field has a wrong type, all such fields are reported instead: rules are for what has the right one.
+    """
 
     command_id: UUID
     template_id: UUID

@@ -103,6 +103,7 @@ def decide(state: CouponTemplate | None, command: Command, now: datetime) -> lis
         case ChangeValidity():
             return change_validity(template, command, now)
         case TerminateCouponTemplate():
+            rules.refuse(rules.actor_problems(command))
             return terminate(template, now)
         case ExpireCouponTemplate():
             return expire(template, now)
@@ -119,15 +120,14 @@ def create(state: CouponTemplate | None, command: CreateCouponTemplate, now: dat
 
 def increase_stock(template: CouponTemplate, command: IncreaseStock, now: datetime) -> list[Event]:
     refuse_when_over(template, now)
-    too_long = rules.length_problems(template.version)
-    rules.refuse(chain(too_long, rules.increase_problems(template.stock, command.by)))
+    rules.refuse(chain(refused_anyhow(template, command), rules.increase_problems(template.stock, command.by)))
     return [StockIncreased(command.shop_number, command.by)]
 
 
 def change_validity(template: CouponTemplate, command: ChangeValidity, now: datetime) -> list[Event]:
     refuse_when_over(template, now)
-    too_long = rules.length_problems(template.version)
-    rules.refuse(chain(too_long, rules.validity_problems(command.valid_from, command.valid_until, now)))
+    wrong_validity = rules.validity_problems(command.valid_from, command.valid_until, now)
+    rules.refuse(chain(refused_anyhow(template, command), wrong_validity))
     return [ValidityChanged(command.shop_number, utc(command.valid_from), utc(command.valid_until))]
 
 
@@ -157,6 +157,11 @@ def existing(state: CouponTemplate | None, command: Command) -> CouponTemplate:
     elif state is None or state.shop_number != command.shop_number:
         raise CouponTemplateNotFound(command.template_id, command.shop_number)
     return state
+
+
+def refused_anyhow(template: CouponTemplate, command: Command) -> rules.Problems:
+    """Whatever the change."""
+    return chain(rules.actor_problems(command), rules.length_problems(template.version))
 
 
 def refuse_when_over(template: CouponTemplate, now: datetime) -> None:

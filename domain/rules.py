@@ -45,22 +45,14 @@ def refuse(problems: Problems) -> None:
 # ── what no command may have, whatever it asks for ───────────────────────────────────────────────
 
 
-def form_problems(command: Command) -> Problems:
-    """A wrong type anywhere; an actor that cannot be stored."""
-    if wrong_types := list(type_problems(command)):
-        yield from wrong_types
-    elif command.actor:
-        yield from storable("actor", command.actor)
-
-
-def type_problems(struct: Struct, path: str = "") -> Problems:
+def form_problems(struct: Struct, path: str = "") -> Problems:
     """Every field that has another type than declared: a text for a number, none for a time, True for 1."""
     for value, (name, types, is_nested) in zip(astuple(struct), declared(type(struct)), strict=True):
         if type(value) not in types and not is_storable_subclass(value, types):
             expected = " or ".join("none" if allowed is NoneType else allowed.__name__ for allowed in types)
             yield Problem(path + name, value, f"must be {expected}, not {type(value).__name__}")
         elif is_nested:
-            yield from type_problems(value, f"{path}{name}.")
+            yield from form_problems(value, f"{path}{name}.")
 
 
 @cache
@@ -78,7 +70,12 @@ def is_storable_subclass(value: object, types: tuple[type, ...]) -> bool:
 # ── what each command may ask for ────────────────────────────────────────────────────────────────
 
 
+def actor_problems(command: Command) -> Problems:
+    yield from storable("actor", command.actor or "")
+
+
 def creation_problems(command: CreateCouponTemplate, now: datetime) -> Problems:
+    yield from actor_problems(command)
     yield from within("shop_number", command.shop_number, 1, LARGEST_NUMBER)
     yield from name_problems(command.name)
     yield from one_of("source", command.source, SOURCES)
@@ -137,13 +134,14 @@ def validity_problems(valid_from: datetime, valid_until: datetime, now: datetime
 
     Compared in UTC: two times of one zone are compared by what its clocks show, whether repeated or skipped.
     """
-    unusable = [*instant("valid_from", valid_from), *instant("valid_until", valid_until)]
-    if unusable:
-        yield from unusable
-        return
-    valid_from, valid_until = utc(valid_from), utc(valid_until)
-    if valid_until <= valid_from:
-        yield Problem("valid_until", valid_until, "must be after valid_from")
+    wrong_from, wrong_until = list(instant("valid_from", valid_from)), list(instant("valid_until", valid_until))
+    yield from wrong_from
+    yield from wrong_until or end_problems(utc(valid_until), now)
+    if not (wrong_from or wrong_until) and utc(valid_until) <= utc(valid_from):
+        yield Problem("valid_until", utc(valid_until), "must be after valid_from")
+
+
+def end_problems(valid_until: datetime, now: datetime) -> Problems:
     if valid_until <= now:
         yield Problem("valid_until", valid_until, f"must be after now ({now.isoformat()})")
     if valid_until > LATEST_END:
@@ -162,8 +160,10 @@ def length_problems(version: int) -> Problems:
         yield Problem("version", version, f"is the most that a template can reach ({LONGEST_STREAM:,} events)")
 
 
-def instant(field: str, value: datetime) -> Problems:
-    if value.utcoffset() is None:
+def instant(field: str, value: object) -> Problems:
+    if not isinstance(value, datetime):
+        yield Problem(field, value, f"must be datetime, not {type(value).__name__}")
+    elif value.utcoffset() is None:
         yield Problem(field, value, "has no time zone: give it one, as in datetime(…, tzinfo=UTC)")
     elif utc(value).tzinfo is not UTC:
         yield Problem(field, value, "is outside the calendar in UTC")

@@ -63,6 +63,14 @@ class CancelUnpaidOrder(Struct, frozen=True, kw_only=True):
 Command = PlaceOrder | PayOrder | CancelUnpaidOrder
 
 
+class NoAmount(CouponError):
+    """An order has an amount, in integer minor units, of at least 1."""
+
+
+class OrderTaken(CouponError):
+    """There is another order of that id: give yours one of its own."""
+
+
 class OrderUnknown(CouponError):
     """There is no such order."""
 
@@ -72,6 +80,7 @@ class OrderCancelled(CouponError):
 
 
 class Order(Struct, frozen=True):
+    amount: int
     pay_until: datetime
     paid: bool = False
     cancelled: bool = False
@@ -82,7 +91,7 @@ class Order(Struct, frozen=True):
 
 def decide(order: Order | None, command: Command, now: datetime) -> list[Event]:
     if isinstance(command, PlaceOrder):
-        return [] if order else [Placed(command.amount, now + PAYMENT_TIME)]
+        return place(order, command, now)
     if order is None:
         raise OrderUnknown
     if isinstance(command, CancelUnpaidOrder):
@@ -94,9 +103,20 @@ def decide(order: Order | None, command: Command, now: datetime) -> list[Event]:
     return [Paid()]
 
 
+def place(order: Order | None, command: PlaceOrder, now: datetime) -> list[Event]:
+    """What is stored must be readable for ever, so the types are checked before."""
+    if type(command.amount) is not int or command.amount < 1:
+        raise NoAmount
+    if order is None:
+        return [Placed(command.amount, now + PAYMENT_TIME)]
+    if order.amount != command.amount:
+        raise OrderTaken
+    return []
+
+
 def evolve(order: Order | None, event: Event) -> Order:
     if isinstance(event, Placed):
-        return Order(event.pay_until)
+        return Order(event.amount, event.pay_until)
     assert order is not None
     return replace(order, paid=isinstance(event, Paid), cancelled=isinstance(event, Cancelled))
 

@@ -95,6 +95,10 @@ def test_repeats_and_mistakes_are_told_apart(shop, orders, clock):
     assert orders.execute(pay).version == 2
     with pytest.raises(CommandConflict):
         orders.execute(shop.PlaceOrder(command_id=order.command_id, order_id=order.order_id, amount=1))
+    with pytest.raises(shop.OrderTaken):
+        orders.execute(shop.PlaceOrder(**ids(order.order_id), amount=1))
+    with pytest.raises(shop.NoAmount):
+        orders.execute(shop.PlaceOrder(**ids(), amount="1000"))
     with pytest.raises(shop.OrderUnknown):
         orders.execute(shop.PayOrder(**ids()))
     with pytest.raises(InvalidCommand, match="order_id must be a UUID"):
