@@ -100,6 +100,44 @@ class TestService:
         client.delete(url, headers=self.key())
         assert client.post(url + "/stock", json={"by": 5}, headers=self.key()).status_code == 409
 
+    @pytest.mark.parametrize(
+        "body",
+        [
+            b"",
+            b"{",
+            b"[1]",
+            b'"\\ud800"',
+            b'["\\ud800"]',
+            b'{"\\ud800": 1}',
+            b'{"by": "\\ud800"}',
+            b'{"by": {"type": "\\ud800"}}',
+            b'{"by": 5, "expected_version": "\\ud800"}',
+            b'{"by": NaN}',
+            b'{"by": 1e999}',
+            b'{"by": ' + b"9" * 5_000 + b"}",
+            b'{"by":' * 100_000,
+            b"\xff",
+        ],
+        ids=lambda body: body[:30].decode(errors="replace"),
+    )
+    def test_whatever_is_no_command_is_refused_in_words(self, client, url, body):
+        headers = self.key() | {"Content-Type": "application/json"}
+        for answer in (
+            client.post(url + "/stock", content=body, headers=headers),
+            client.put(url, content=body, headers=headers),
+        ):
+            assert (answer.status_code, list(answer.json())) == (422, ["error"])
+
+    def test_half_a_surrogate_pair_in_a_discount_is_refused(self, client, url):
+        content = self.content() | {"discount": {"type": "\ud800"}}
+        headers = self.key() | {"Content-Type": "application/json"}
+        assert client.put(url, content=json.dumps(content), headers=headers).status_code == 422
+
+    def test_its_own_page_lets_a_body_be_tried(self, client):
+        paths = client.get("/openapi.json").json()["paths"].values()
+        with_body = [method for path in paths for method, about in path.items() if "requestBody" in about]
+        assert sorted(with_body) == ["post", "put", "put"]
+
 
 class TestCache:
     @pytest.fixture
