@@ -2,8 +2,10 @@
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from inspect import cleandoc
 from pathlib import Path
+from typing import TypeGuard
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "api.md"
@@ -11,95 +13,153 @@ PAGE = ROOT / "docs" / "api.md"
 INTRODUCTION = """\
 # The API
 
-Made from the code by `make docs`; a test holds it to the code. `from coupon_clock.app import …` has what the commands
-and queries need. The rules that commands are held to are in [domain/rules.py](../domain/rules.py), what is stored is in
-[events.md](events.md), and the words are in the [glossary](glossary.md).
+Made from the code by `make docs`; a test holds it to the code. Each section begins with what to import;
+`with f(…) -> X` is a context manager that gives an X. The rules that commands are held to are in
+[domain/rules.py](../domain/rules.py), what is stored is in [events.md](events.md), and the words are in the
+[glossary](glossary.md).
 """
 
-Sections = tuple[tuple[str, str, str, tuple[str, ...]], ...]
-"""Heading, what to know, source file, and the classes and functions to show."""
+Contents = tuple[tuple[str, tuple[str, ...]], ...]
+"""Source files, and the classes and functions to show of each."""
+Sections = tuple[tuple[str, str, Contents], ...]
+"""Heading, what to know, and what to show."""
 
 SECTIONS: Sections = (
     (
         "The application",
         "One for each process; safe to use from several threads. Every error is a `CouponError`.",
-        "app.py",
-        ("Application", "Outcome"),
+        (("app.py", ("Application", "Outcome")),),
     ),
     (
         "Commands",
         "Ids are UUIDs, made by the caller before the first try. `expected_version` refuses a command when others came "
         "first; `actor` is kept and shown.",
-        "domain/commands.py",
-        ("CreateCouponTemplate", "IncreaseStock", "ChangeValidity", "TerminateCouponTemplate"),
+        (
+            (
+                "domain/commands.py",
+                ("CreateCouponTemplate", "IncreaseStock", "ChangeValidity", "TerminateCouponTemplate"),
+            ),
+        ),
     ),
     (
         "Discounts",
         "Money in integer minor units.",
-        "domain/discount.py",
-        ("FixedAmount", "ThresholdAmount", "Percentage"),
+        (("domain/discount.py", ("FixedAmount", "ThresholdAmount", "Percentage")),),
     ),
-    ("Rules of receiving and using", "", "domain/events.py", ("ReceiveRule", "ConsumeRule")),
-    ("Whole days", "", "domain/validity.py", ("Validity",)),
+    ("Rules of receiving and using", "", (("domain/events.py", ("ReceiveRule", "ConsumeRule")),)),
+    ("Whole days", "", (("domain/validity.py", ("Validity",)),)),
     (
         "Events",
         "What `history`, `follow` and an `Outcome` hand out.",
-        "domain/events.py",
-        ("Created", "StockIncreased", "ValidityChanged", "Ended", "EndReason"),
+        (
+            ("domain/events.py", ("Created", "StockIncreased", "ValidityChanged", "Ended", "EndReason")),
+            ("infrastructure/event_store.py", ("Envelope",)),
+        ),
     ),
-    ("", "", "infrastructure/event_store.py", ("Envelope",)),
-    ("Queries", "", "projections/read_model.py", ("Filters", "Page", "TemplateView", "TemplateRow")),
-    ("", "", "projections/shop_months.py", ("MonthsPage", "ShopMonth")),
-    ("Proofs", "", "projections/check.py", ("Report", "Lateness", "Violation")),
-    ("", "", "projections/stored_rows.py", ("Difference",)),
-    ("", "", "projections/verify.py", ("Part",)),
-    ("Rebuilding", "", "projections/rebuild.py", ("RebuildOptions", "Rebuilt")),
+    (
+        "Queries",
+        "",
+        (
+            ("projections/read_model.py", ("Filters", "Page", "TemplateView", "TemplateRow")),
+            ("projections/shop_months.py", ("MonthsPage", "ShopMonth")),
+        ),
+    ),
+    (
+        "Proofs",
+        "",
+        (
+            ("projections/check.py", ("Report", "Lateness", "Violation")),
+            ("projections/stored_rows.py", ("Difference",)),
+            ("projections/verify.py", ("Part",)),
+        ),
+    ),
+    ("Rebuilding", "", (("projections/rebuild.py", ("RebuildOptions", "Rebuilt")),)),
     (
         "Another deadline",
         "For streams that are no coupon templates: [deadlines.md](deadlines.md).",
-        "clockwork.py",
-        ("Clockwork",),
+        (
+            ("clockwork.py", ("Clockwork",)),
+            ("infrastructure/execution.py", ("Decider", "Executed")),
+        ),
     ),
-    ("", "", "infrastructure/execution.py", ("Decider", "Executed")),
     (
         "For tests",
         "",
-        "testing.py",
         (
-            "throw_away_database",
-            "turned_application",
-            "TurnedClock",
-            "TurnedApplication",
-            "given",
-            "when",
-            "then",
-            "then_nothing",
-            "then_refused",
-            "run_due",
+            (
+                "testing.py",
+                (
+                    "throw_away_database",
+                    "turned_application",
+                    "TurnedClock",
+                    "TurnedApplication",
+                    "TurnedClockwork",
+                    "given",
+                    "when",
+                    "then",
+                    "then_nothing",
+                    "then_refused",
+                    "run_due",
+                ),
+            ),
         ),
     ),
 )
+SHELVES = ("app.py", "clockwork.py")
+"""What their `__all__` offers is imported from there, wherever it is defined."""
 
-ERROR_FILES = ("domain", "infrastructure", "projections", "clockwork.py", "app.py")
+ERROR_FILES = ("domain", "infrastructure", "projections", "clockwork.py", "app.py", "importing")
 LOCAL = ROOT / "infrastructure" / "local"
 """Servers for development, with errors of their own."""
-ERRORS = "Each is one sentence that says what is wrong and what to do, with these fields as attributes."
+ERRORS = """\
+Each is one sentence that says what is wrong and what to do, with these fields as attributes. All are `CouponError`s,
+which is in `coupon_clock.domain.errors`; the module of each is named without the `coupon_clock.` before it."""
 SETTINGS = "From the environment, or as arguments of `Settings.load` in small letters. Times are in seconds."
 
 FOREIGN = ("Struct", "NamedTuple", "StrEnum", "Generic")
 WIDEST = 100
 
 Definition = ast.ClassDef | ast.FunctionDef
+Classes = dict[str, ast.ClassDef]
 
 
 def page() -> str:
     parts = [INTRODUCTION]
-    for heading, text, file, names in SECTIONS:
-        parts += [f"## {heading}\n"] if heading else []
+    for heading, text, contents in SECTIONS:
+        parts += [f"## {heading}\n", f"{imports(contents)}\n"]
         parts += [f"{text}\n"] if text else []
-        parts += [shown(definition) for definition in definitions(file, names)]
+        parts += [shown(definition) for file, names in contents for definition in definitions(file, names)]
     parts += [f"## Errors\n\n{ERRORS}\n", errors(), f"## Settings\n\n{SETTINGS}\n", settings()]
     return "\n".join(parts)
+
+
+def imports(contents: Contents) -> str:
+    names: dict[str, list[str]] = {}
+    for file, here in contents:
+        for name in here:
+            names.setdefault(importable_from(name, file), []).append(name)
+    return fenced("\n".join(imported(module, found) for module, found in names.items()))
+
+
+def imported(module: str, names: list[str]) -> str:
+    line = f"from {module} import {', '.join(names)}"
+    return line if len(line) <= WIDEST else laid_out(f"from {module} import (", names, ")")
+
+
+def importable_from(name: str, file: str) -> str:
+    return module_of(next((shelf for shelf in SHELVES if name in offered(shelf)), file))
+
+
+def module_of(file: str) -> str:
+    return ".".join(["coupon_clock", *Path(file).with_suffix("").parts])
+
+
+@cache
+def offered(file: str) -> tuple[str, ...]:
+    for node in ast.parse((ROOT / file).read_text()).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return tuple(ast.literal_eval(node.value))
+    return ()
 
 
 def definitions(file: str, names: tuple[str, ...]) -> list[Definition]:
@@ -114,7 +174,8 @@ def shown(node: Definition) -> str:
         return f"### `{node.name}`\n\n{function(node)}"
     fields = [f"{field}\n" for field in code_of_fields(node)]
     methods = [function(each) for each in node.body if isinstance(each, ast.FunctionDef) and is_public(each)]
-    return "\n".join([f"### `{node.name}{of_bases(node)}`\n", *documented(node), *fields, *methods])
+    heading = f"### `{node.name}{of_bases(node)}`\n"
+    return "\n".join([heading, *documented(node), *constructor(node), *fields, *methods])
 
 
 def of_bases(node: ast.ClassDef) -> str:
@@ -129,21 +190,40 @@ def code_of_fields(node: ast.ClassDef) -> Iterator[str]:
         yield fenced("\n".join(lines))
 
 
+def constructor(node: ast.ClassDef) -> Iterator[str]:
+    """None is shown where `open` is the way to one."""
+    methods = {each.name: each for each in node.body if isinstance(each, ast.FunctionDef)}
+    if "__init__" in methods and "open" not in methods:
+        yield fenced(called(node.name, arguments(methods["__init__"].args), "")) + "\n"
+
+
 def function(node: ast.FunctionDef) -> str:
-    answer = ast.unparse(node.returns).strip("'") if node.returns else "None"
+    return "\n".join([fenced(signature(node)) + "\n", *documented(node)])
+
+
+def signature(node: ast.FunctionDef) -> str:
+    answer = ast.unparse(node.returns) if node.returns else "None"
     decorators = {ast.unparse(decorator) for decorator in node.decorator_list}
-    signature = (
-        f"{node.name}: {answer}" if "property" in decorators else called(node.name, arguments(node.args), answer)
-    )
-    return "\n".join([fenced(signature) + "\n", *documented(node)])
+    if "property" in decorators:
+        return f"{node.name}: {unquoted(answer)}"
+    if "contextmanager" in decorators:
+        given = answer.removeprefix("Iterator[").removesuffix("]")
+        return called(f"with {node.name}", arguments(node.args), f" -> {unquoted(given)}")
+    return called(node.name, arguments(node.args), f" -> {unquoted(answer)}")
+
+
+def unquoted(annotation: str) -> str:
+    return annotation.strip("'")
 
 
 def called(name: str, given: list[str], answer: str) -> str:
     """On one line where it fits."""
-    line = f"{name}({', '.join(given)}) -> {answer}"
-    if len(line) <= WIDEST:
-        return line
-    return "\n".join([f"{name}(", *[f"    {each}," for each in given], f") -> {answer}"])
+    line = f"{name}({', '.join(given)}){answer}"
+    return line if len(line) <= WIDEST else laid_out(f"{name}(", given, f"){answer}")
+
+
+def laid_out(begin: str, lines: list[str], end: str) -> str:
+    return "\n".join([begin, *[f"    {line}," for line in lines], end])
 
 
 def arguments(node: ast.arguments) -> list[str]:
@@ -171,13 +251,16 @@ def fenced(code: str) -> str:
 
 
 def errors() -> str:
-    classes = {node.name: node for file in error_files() for node in ast.parse(file.read_text()).body if is_class(node)}
-    rows = [
-        f"| `{name}` | {', '.join(f'`{field}`' for field in fields(name, classes))} | {cell(ast.get_docstring(node))} |"
-        for name, node in classes.items()
-        if is_error(name, classes)
-    ]
-    return "\n".join(["| error | fields | message |", "|---|---|---|", *rows]) + "\n"
+    defined = [(file, node) for file in error_files() for node in ast.parse(file.read_text()).body if is_class(node)]
+    classes = {node.name: node for _, node in reversed(defined)}
+    rows = [error(file, node, classes) for file, node in defined if is_error(node, classes)]
+    return "\n".join(["| error | module | fields | message |", "|---|---|---|---|", *rows]) + "\n"
+
+
+def error(file: Path, node: ast.ClassDef, classes: Classes) -> str:
+    module = module_of(str(file.relative_to(ROOT))).removeprefix("coupon_clock.")
+    named = ", ".join(f"`{field}`" for field in fields(node, classes))
+    return f"| `{node.name}` | `{module}` | {named} | {cell(ast.get_docstring(node))} |"
 
 
 def error_files() -> list[Path]:
@@ -186,26 +269,24 @@ def error_files() -> list[Path]:
     return [file for file in files if LOCAL not in file.parents]
 
 
-def is_class(node: ast.stmt) -> bool:
+def is_class(node: ast.stmt) -> TypeGuard[ast.ClassDef]:
     return isinstance(node, ast.ClassDef)
 
 
-def is_error(name: str, classes: dict[str, ast.ClassDef]) -> bool:
+def is_error(node: ast.ClassDef, classes: Classes) -> bool:
     """Whether it derives from CouponError, by way of others or not."""
-    bases = bases_of(name, classes)
-    return "CouponError" in bases or any(is_error(base, classes) for base in bases)
+    named = any(ast.unparse(base) == "CouponError" for base in node.bases)
+    return named or any(is_error(base, classes) for base in bases_of(node, classes))
 
 
-def fields(name: str, classes: dict[str, ast.ClassDef]) -> list[str]:
+def fields(node: ast.ClassDef, classes: Classes) -> list[str]:
     """Its own, or else those of what it derives from."""
-    if name not in classes:
-        return []
-    own = [ast.unparse(field.target) for field in classes[name].body if isinstance(field, ast.AnnAssign)]
-    return own or [field for base in bases_of(name, classes) for field in fields(base, classes)]
+    own = [ast.unparse(field.target) for field in node.body if isinstance(field, ast.AnnAssign)]
+    return own or [field for base in bases_of(node, classes) for field in fields(base, classes)]
 
 
-def bases_of(name: str, classes: dict[str, ast.ClassDef]) -> list[str]:
-    return [ast.unparse(base) for base in classes[name].bases] if name in classes else []
+def bases_of(node: ast.ClassDef, classes: Classes) -> list[ast.ClassDef]:
+    return [classes[name] for name in map(ast.unparse, node.bases) if name in classes]
 
 
 def settings() -> str:

@@ -1,5 +1,6 @@
 """The window in which coupons can be used: half-open, [from, until)."""
 
+from collections.abc import Iterator
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from typing import NamedTuple
 
@@ -19,8 +20,11 @@ class Validity(NamedTuple):
         """The whole of these days, both included, in that zone (a `zoneinfo.ZoneInfo`), as UTC.
 
         A day begins with its first moment, also where clocks go forward or back at midnight. Raises InvalidCommand:
-        no zone, `last` before `first`, or days that no calendar has.
+        times instead of days, no zone, `last` before `first`, or days that no calendar has.
         """
+        problems = [*day_problems("first", first), *day_problems("last", last), *zone_problems(zone)]
+        if problems:
+            raise InvalidCommand(problems)
         if last < first:
             raise InvalidCommand([Problem("last", last, f"must not be before the first day, {first}")])
         try:
@@ -32,11 +36,19 @@ class Validity(NamedTuple):
         return window
 
 
+def day_problems(field: str, day: date) -> Iterator[Problem]:
+    """A datetime is a date to Python: its time would be left out in silence, and its zone with it."""
+    if not isinstance(day, date) or isinstance(day, datetime):
+        yield Problem(field, day, "must be a date without a time, as in date(2026, 1, 31)")
+
+
+def zone_problems(zone: tzinfo) -> Iterator[Problem]:
+    if not isinstance(zone, tzinfo) or datetime(2000, 1, 1, tzinfo=zone).utcoffset() is None:
+        yield Problem("zone", zone, "must be a time zone, as in ZoneInfo('Europe/Berlin') or UTC")
+
+
 def midnight(day: date, zone: tzinfo) -> datetime:
-    start = datetime.combine(day, time.min, zone)
-    if start.utcoffset() is None:
-        raise InvalidCommand([Problem("zone", zone, "must be a time zone, as in ZoneInfo('Europe/Berlin') or UTC")])
-    return start.astimezone(UTC)
+    return datetime.combine(day, time.min, zone).astimezone(UTC)
 
 
 def utc(moment: datetime) -> datetime:

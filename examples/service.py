@@ -1,4 +1,7 @@
-"""Coupon templates over HTTP: `uvicorn examples.service:api`.
+"""Coupon templates over HTTP. In a copy of this repository, with COUPON_CLOCK_DATABASE_URL set:
+
+    pip install fastapi uvicorn  # neither comes with Coupon Clock
+    uvicorn examples.service:api
 
 The URL carries the template's id and `Idempotency-Key` the command's, both made by the client before its first try, so
 that a request repeated after a time-out has no second effect. `ETag` is the version; `If-Match` makes a change
@@ -11,7 +14,7 @@ from typing import Annotated, Any
 from uuid import UUID
 
 import msgspec
-from fastapi import Body, FastAPI, Header, Request, Response
+from fastapi import Depends, FastAPI, Header, Request, Response
 from fastapi.responses import JSONResponse
 
 from coupon_clock.app import (
@@ -49,17 +52,28 @@ api = FastAPI(title="Coupon Clock", lifespan=running)
 
 Key = Annotated[UUID, Header(alias="Idempotency-Key")]
 IfMatch = Annotated[str | None, Header(alias="If-Match", pattern=r'^(\*|"\d{1,9}")$')]
-Content = Annotated[dict[str, Any], Body()]
 TEMPLATE = "/shops/{shop_number}/templates/{template_id}"
 
 
-@api.put(TEMPLATE, status_code=201)
+async def content(request: Request) -> dict[str, Any]:
+    """Read by msgspec, which lets no half of a surrogate pair in: it could not be stored, nor shown in an answer."""
+    try:
+        return msgspec.json.decode(await request.body(), type=dict[str, Any])
+    except RecursionError:
+        raise msgspec.DecodeError("JSON is nested too deeply") from None
+
+
+Content = Annotated[dict[str, Any], Depends(content)]
+WITH_BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}}
+
+
+@api.put(TEMPLATE, status_code=201, openapi_extra=WITH_BODY)
 def create(request: Request, shop_number: int, template_id: UUID, key: Key, content: Content) -> Response:
     ids = {"command_id": key, "template_id": template_id, "shop_number": shop_number}
     return executed(request, msgspec.convert(content | ids, CreateCouponTemplate), status=201)
 
 
-@api.post(TEMPLATE + "/stock")
+@api.post(TEMPLATE + "/stock", openapi_extra=WITH_BODY)
 def increase_stock(
     request: Request, shop_number: int, template_id: UUID, key: Key, content: Content, if_match: IfMatch = None
 ) -> Response:
@@ -67,7 +81,7 @@ def increase_stock(
     return executed(request, msgspec.convert(content | ids | expected(if_match), IncreaseStock))
 
 
-@api.put(TEMPLATE + "/validity")
+@api.put(TEMPLATE + "/validity", openapi_extra=WITH_BODY)
 def change_validity(
     request: Request, shop_number: int, template_id: UUID, key: Key, content: Content, if_match: IfMatch = None
 ) -> Response:
@@ -96,8 +110,8 @@ def refused(_: Request, error: CouponError) -> JSONResponse:
     return JSONResponse(content, STATUS.get(type(error), TRY_AGAIN))
 
 
-@api.exception_handler(msgspec.ValidationError)
-def malformed(_: Request, error: msgspec.ValidationError) -> JSONResponse:
+@api.exception_handler(msgspec.DecodeError)
+def malformed(_: Request, error: msgspec.DecodeError) -> JSONResponse:
     return JSONResponse({"error": str(error)}, 422)
 
 

@@ -1,7 +1,8 @@
 """Every example runs."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -13,9 +14,11 @@ import msgspec
 import pytest
 from fastapi.testclient import TestClient
 
+from coupon_clock.app import CreateCouponTemplate
 from coupon_clock.infrastructure.rocketmq_client.library import library
+from coupon_clock.testing import given
 from deadlines import eventually
-from examples import SHOP, ending_in, increase, terminate
+from examples import SHOP, a_template, ending_in, increase, terminate
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -97,18 +100,115 @@ class TestService:
         client.delete(url, headers=self.key())
         assert client.post(url + "/stock", json={"by": 5}, headers=self.key()).status_code == 409
 
+    @pytest.mark.parametrize(
+        "body",
+        [
+            b"",
+            b"{",
+            b"[1]",
+            b'"\\ud800"',
+            b'["\\ud800"]',
+            b'{"\\ud800": 1}',
+            b'{"by": "\\ud800"}',
+            b'{"by": {"type": "\\ud800"}}',
+            b'{"by": 5, "expected_version": "\\ud800"}',
+            b'{"by": NaN}',
+            b'{"by": 1e999}',
+            b'{"by": ' + b"9" * 5_000 + b"}",
+            b'{"by":' * 100_000,
+            b"\xff",
+        ],
+        ids=lambda body: body[:30].decode(errors="replace"),
+    )
+    def test_whatever_is_no_command_is_refused_in_words(self, client, url, body):
+        headers = self.key() | {"Content-Type": "application/json"}
+        for answer in (
+            client.post(url + "/stock", content=body, headers=headers),
+            client.put(url, content=body, headers=headers),
+        ):
+            assert (answer.status_code, list(answer.json())) == (422, ["error"])
 
-def test_the_cache_forgets_what_changed(live):
-    template = ending_in(3600, stock=10)
-    first = live.execute(template)
-    cache = example("cache").TemplateCache(live)
-    with live.running(["projector"]), in_background(cache.run):
-        live.find(SHOP, template.template_id, at_least=first.position)
-        assert cache.get(SHOP, template.template_id).stock == 10
+    def test_half_a_surrogate_pair_in_a_discount_is_refused(self, client, url):
+        content = self.content() | {"discount": {"type": "\ud800"}}
+        headers = self.key() | {"Content-Type": "application/json"}
+        assert client.put(url, content=json.dumps(content), headers=headers).status_code == 422
 
-        eventually(lambda: follows(live, "template-cache"))
-        live.execute(increase(template.template_id, by=5))
-        eventually(lambda: cache.get(SHOP, template.template_id).stock == 15)
+    def test_its_own_page_lets_a_body_be_tried(self, client):
+        paths = client.get("/openapi.json").json()["paths"].values()
+        with_body = [method for path in paths for method, about in path.items() if "requestBody" in about]
+        assert sorted(with_body) == ["post", "put", "put"]
+
+
+class TestCache:
+    @pytest.fixture
+    def cache(self, app):
+        return example("cache").TemplateCache(app)
+
+    @pytest.fixture
+    def template(self, app) -> CreateCouponTemplate:
+        """Its rows are up to date, and so they are after `increased`."""
+        template = a_template(stock=10)
+        given(app, template)
+        app.run_due()
+        return template
+
+    def increased(self, app, template) -> None:
+        given(app, increase(template.template_id, by=5))
+        app.run_due()
+
+    def stock(self, cache, template) -> int:
+        return cache.get(SHOP, template.template_id).stock
+
+    def test_what_happened_is_forgotten_and_the_rest_is_kept(self, app, cache, template):
+        with in_background(cache.run):
+            eventually(lambda: follows(app, "template-cache"))
+            assert cache.get(SHOP, template.template_id) is cache.get(SHOP, template.template_id)
+            self.increased(app, template)
+            eventually(lambda: self.stock(cache, template) == 15)
+
+    def test_what_was_read_before_it_follows_is_not_kept(self, app, cache, template):
+        assert self.stock(cache, template) == 10
+        self.increased(app, template)
+        with in_background(cache.run):
+            eventually(lambda: follows(app, "template-cache"))
+            assert self.stock(cache, template) == 15
+
+    def test_what_happens_just_before_a_view_is_kept_is_not_missed(self, app, cache, template):
+        def increased_and_forgotten() -> None:
+            self.increased(app, template)
+            forgetting = Thread(target=cache.forget, args=(app.history(SHOP, template.template_id),))
+            forgetting.start()
+            forgetting.join(timeout=0.2)  # it may have to wait until the view is kept
+
+        cache.forget(app.history(SHOP, template.template_id))
+        cache._views = Late(increased_and_forgotten)
+        assert self.stock(cache, template) == 10
+        eventually(lambda: self.stock(cache, template) == 15)
+
+    def test_rows_that_are_behind_when_it_starts_again_are_not_kept(self, app, cache, template):
+        with in_background(cache.run):
+            eventually(lambda: follows(app, "template-cache"))
+            outcome = app.execute(increase(template.template_id, by=5))
+            eventually(lambda: follows(app, "template-cache", outcome.position))
+
+        again = example("cache").TemplateCache(app)
+        with in_background(again.run), ThreadPoolExecutor() as threads:
+            eventually(lambda: again._seen)
+            reading = threads.submit(self.stock, again, template)
+            app.run_due()
+            assert (reading.result(), self.stock(again, template)) == (15, 15)
+
+
+class Late(dict):
+    """Something happens once, at the last moment before anything is stored here."""
+
+    def __init__(self, happens: Callable[[], None]) -> None:
+        self.to_happen = [happens]
+
+    def __setitem__(self, key, value) -> None:
+        if self.to_happen:
+            self.to_happen.pop()()
+        super().__setitem__(key, value)
 
 
 def test_ends_are_announced_also_after_a_failure(live):
@@ -178,6 +278,7 @@ def received(endpoints: str, topic: str, group: str) -> list[bytes]:
     return [message.body for message in messages]
 
 
-def follows(app, name: str) -> bool:
+def follows(app, name: str, up_to: int = 0) -> bool:
     with app.pool.connection() as connection:
-        return connection.execute("SELECT 1 FROM checkpoint WHERE name = %s", (name,)).fetchone() is not None
+        found = connection.execute("SELECT 1 FROM checkpoint WHERE name = %s AND position >= %s", (name, up_to))
+        return found.fetchone() is not None

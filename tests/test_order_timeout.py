@@ -1,6 +1,6 @@
 """Another deadline on the unchanged clockwork: examples/order_timeout.py, with a clock to turn and with real parts."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from types import ModuleType
 from typing import Any
@@ -10,8 +10,7 @@ import pytest
 
 from coupon_clock.clockwork import Clockwork
 from coupon_clock.domain.errors import CommandConflict, InvalidCommand
-from coupon_clock.infrastructure.broker import MemoryBroker
-from coupon_clock.testing import TurnedClock, run_due
+from coupon_clock.testing import TurnedClockwork, given, then, then_nothing, then_refused, when
 from deadlines import eventually
 from examples import SHOP, ending_in
 from test_examples import example
@@ -27,21 +26,9 @@ def shop() -> ModuleType:
 
 
 @pytest.fixture
-def orders(shop: ModuleType, database_url: str) -> Iterator[Clockwork]:
-    with shop.open_orders(database_url=database_url, sweep_grace=0) as orders:
-        yield orders
-
-
-@pytest.fixture
-def clock(orders: Clockwork) -> TurnedClock:
-    return TurnedClock(orders.settings, MORNING)
-
-
-@pytest.fixture
-def act(orders: Clockwork, clock: TurnedClock) -> Callable[[], object]:
-    """Does what the loops would at this time."""
-    parts = orders.parts(MemoryBroker())
-    return lambda: run_due(orders, [parts.run_once])
+def orders(shop: ModuleType, database_url: str) -> Iterator[TurnedClockwork]:
+    with shop.open_orders(database_url=database_url) as clockwork:
+        yield TurnedClockwork(clockwork, MORNING)
 
 
 def ids(order_id: UUID | None = None) -> dict[str, Any]:
@@ -52,39 +39,38 @@ def events(orders: Clockwork, order_id: UUID) -> list[str]:
     return [type(envelope.event).__name__ for envelope in orders.store.load(order_id)[0]]
 
 
-def test_an_unpaid_order_is_cancelled_after_30_minutes_and_not_before(shop, orders, clock, act):
+def test_an_unpaid_order_is_cancelled_after_30_minutes_and_not_before(shop, orders):
+    given(orders, shop.PlaceOrder(**ids(), amount=1000))
+
+    orders.clock.set(MORNING + HALF_AN_HOUR - A_MOMENT)
+    orders.run_due()
+    then_nothing(orders)
+    orders.clock.set(MORNING + HALF_AN_HOUR)
+    orders.run_due()
+    orders.run_due()
+    then(orders, shop.Cancelled())
+
+
+def test_a_paid_order_is_not_cancelled(shop, orders):
     order = shop.PlaceOrder(**ids(), amount=1000)
-    orders.execute(order)
+    given(orders, order)
+    orders.clock.set(MORNING + HALF_AN_HOUR - A_MOMENT)
+    when(orders, shop.PayOrder(**ids(order.order_id)))
 
-    clock.set(MORNING + HALF_AN_HOUR - A_MOMENT)
-    act()
-    assert events(orders, order.order_id) == ["Placed"]
-    clock.set(MORNING + HALF_AN_HOUR)
-    act()
-    act()
-    assert events(orders, order.order_id) == ["Placed", "Cancelled"]
+    orders.clock.advance(hours=1)
+    orders.run_due()
+    then(orders, shop.Paid())
 
 
-def test_a_paid_order_is_not_cancelled(shop, orders, clock, act):
+def test_an_order_is_not_paid_too_late_though_no_loop_has_run(shop, orders):
     order = shop.PlaceOrder(**ids(), amount=1000)
-    orders.execute(order)
-    clock.set(MORNING + HALF_AN_HOUR - A_MOMENT)
-    orders.execute(shop.PayOrder(**ids(order.order_id)))
-
-    clock.advance(hours=1)
-    act()
-    assert events(orders, order.order_id) == ["Placed", "Paid"]
+    given(orders, order)
+    orders.clock.set(MORNING + HALF_AN_HOUR)
+    when(orders, shop.PayOrder(**ids(order.order_id)))
+    then_refused(orders, shop.OrderCancelled)
 
 
-def test_an_order_is_not_paid_too_late_though_no_loop_has_run(shop, orders, clock):
-    order = shop.PlaceOrder(**ids(), amount=1000)
-    orders.execute(order)
-    clock.set(MORNING + HALF_AN_HOUR)
-    with pytest.raises(shop.OrderCancelled):
-        orders.execute(shop.PayOrder(**ids(order.order_id)))
-
-
-def test_repeats_and_mistakes_are_told_apart(shop, orders, clock):
+def test_repeats_and_mistakes_are_told_apart(shop, orders):
     order = shop.PlaceOrder(**ids(), amount=1000)
     first = orders.execute(order)
     pay = shop.PayOrder(**ids(order.order_id))
@@ -112,7 +98,7 @@ def test_orders_and_coupons_share_a_database_and_nothing_else(shop, orders, live
         live.execute(template)
         eventually(lambda: len(live.history(SHOP, template.template_id)) == 2)
 
-    assert orders.store.load(template.template_id)[0] == []
+    assert orders.clockwork.store.load(template.template_id)[0] == []
     assert not live.check().found_something
     assert list(live.verify()) == []
 

@@ -112,7 +112,7 @@ def test_a_window_holds_its_days_and_nothing_else_in_any_zone(first, length_in_d
 # ── days that are refused ────────────────────────────────────────────────────────────────────────
 
 
-def then_refused(first: date, last: date, zone: object) -> str:
+def then_refused(first: object, last: object, zone: object) -> str:
     with pytest.raises(InvalidCommand) as refused:
         Validity.days(first, last, zone)
     return str(refused.value)
@@ -124,10 +124,23 @@ def test_days_in_the_wrong_order_are_refused():
     )
 
 
-def test_days_nowhere_are_refused_instead_of_meaning_those_of_this_computer():
+@pytest.mark.parametrize("nowhere", [None, "Europe/Berlin"])
+def test_days_nowhere_are_refused_instead_of_meaning_those_of_this_computer(nowhere):
     assert "zone must be a time zone, as in ZoneInfo('Europe/Berlin')" in then_refused(
-        date(2026, 3, 1), date(2026, 3, 1), None
+        date(2026, 3, 1), date(2026, 3, 1), nowhere
     )
+
+
+@pytest.mark.parametrize("no_day", [MORNING, MORNING.replace(tzinfo=None), "2026-03-01", None])
+def test_what_is_no_day_is_refused_instead_of_losing_its_time(no_day):
+    a_day = date(2026, 3, 1)
+    assert "first must be a date without a time, as in date(" in then_refused(no_day, a_day, BERLIN)
+    assert "last must be a date without a time, as in date(" in then_refused(a_day, no_day, BERLIN)
+
+
+def test_all_that_is_wrong_with_days_is_named_at_once():
+    refusal = then_refused(MORNING, "2026-03-01", "Europe/Berlin")
+    assert all(f"{field} must be a" in refusal for field in ("first", "last", "zone"))
 
 
 def test_a_day_that_a_zone_left_out_is_refused():
