@@ -5,6 +5,7 @@ The broker is the alarm clock, never the truth: it may lose, repeat, reorder and
 
 import heapq
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from itertools import count
 from threading import Condition
@@ -18,23 +19,26 @@ from coupon_clock.infrastructure.messages import ExpiryDue, to_wire
 
 
 class BrokerUnavailable(CouponError):
-    """The broker cannot be used right now ({reason}): the loops keep trying, and ends come by the sweep meanwhile."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-
-class PartlyStored(BrokerUnavailable):
-    """The broker did not take all ({reason}): the rest is sent again, and ends come by the sweep meanwhile."""
-
-    def __init__(self, missing: Sequence[ExpiryDue], reason: str) -> None:
-        super().__init__(reason)
-        self.missing = missing
+    """The broker cannot be used right now: the loops keep trying, and ends come by the sweep meanwhile."""
 
 
 class BrokerMisconfigured(BrokerUnavailable):
-    """{reason}"""
+    """The broker is not set up as it must be: the loops keep trying, and ends come by the sweep meanwhile."""
+
+
+@dataclass(eq=False)
+class Unreachable(BrokerUnavailable):
+    """The broker cannot be used right now ({reason}): the loops keep trying, and ends come by the sweep meanwhile."""
+
+    reason: str
+
+
+@dataclass(eq=False)
+class PartlyStored(BrokerUnavailable):
+    """The broker did not take all, so the rest is sent again. {reason}"""
+
+    missing: Sequence[ExpiryDue]
+    reason: str
 
 
 class Delivery(Struct, frozen=True, gc=False):

@@ -67,7 +67,7 @@ class RocketMQBroker:
             if all(failures) and (failure := _first_but_caps(failures)):
                 raise failure
         if failure := _first_but_caps(failures):
-            raise PartlyStored([m for m, failed in zip(messages, failures, strict=True) if failed], failure.reason)
+            raise PartlyStored([m for m, failed in zip(messages, failures, strict=True) if failed], str(failure))
         self._heed_cap([m for m, failure in zip(messages, failures, strict=True) if failure])
 
     def receive(self, limit: int, invisible: timedelta, wait: timedelta) -> list[Delivery]:

@@ -12,7 +12,7 @@ from concurrent.futures import CancelledError, Future
 from itertools import count
 from typing import Any, Self, TypeVar
 
-from coupon_clock.infrastructure.broker import BrokerUnavailable, Delivery
+from coupon_clock.infrastructure.broker import BrokerUnavailable, Delivery, Unreachable
 from coupon_clock.infrastructure.rocketmq_client.access import Access
 from coupon_clock.infrastructure.rocketmq_client.errors import Busy, TopicIsNotDelay, failed_call, refusal
 from coupon_clock.infrastructure.rocketmq_client.library import library
@@ -72,11 +72,11 @@ class Connection:
         try:
             self._client.startup()
         except Exception as error:
-            raise BrokerUnavailable(str(error)) from error
+            raise Unreachable(str(error)) from error
         self._check_types()
         if not settings_came.wait(SETTLING):
             self._run(self._ask_settings(), TIMEOUT)
-            raise BrokerUnavailable("its settings did not come")
+            raise Unreachable("its settings did not come")
 
     @property
     def busy(self) -> bool:
@@ -97,7 +97,7 @@ class Connection:
         queues = [(queue.message_queue0(), queue.endpoints) for queue in self._queues() if queue.is_readable()]
         lanes = {queue.broker.name: Lane(queue.broker.name, queue, place) for queue, place in queues}
         if not lanes:
-            raise BrokerUnavailable(f"topic {self._access.topic} has no readable queue")
+            raise Unreachable(f"topic {self._access.topic} has no readable queue")
         return list(lanes.values())
 
     def send(self, messages: Sequence[Outgoing]) -> list[BrokerUnavailable | None]:
@@ -122,7 +122,7 @@ class Connection:
             return future.result(longest + TIMEOUT)  # the calls have their deadlines: this one is for a stuck loop
         except (TimeoutError, CancelledError) as error:
             future.cancel()
-            raise BrokerUnavailable("the call was given up") from error
+            raise Unreachable("the call was given up") from error
         except Exception as error:
             raise self._in_words(error) from error
         finally:
@@ -210,14 +210,14 @@ class Connection:
         try:
             route = self._client.route_manager.retrieve_topic_route_data(self._access.topic)
         except Exception as error:
-            raise BrokerUnavailable(str(error)) from error
+            raise Unreachable(str(error)) from error
         return [queue for queue in route.message_queues if queue.is_master_broker()]
 
     def _places(self) -> list[Any]:
         """Where to send, at least one."""
         places = {queue.endpoints.facade: queue.endpoints for queue in self._queues() if queue.is_writable()}
         if not places:
-            raise BrokerUnavailable(f"topic {self._access.topic} has no writable queue")
+            raise Unreachable(f"topic {self._access.topic} has no writable queue")
         return list(places.values())
 
     def _check_types(self) -> None:
@@ -241,7 +241,7 @@ class Connection:
             return error
         if isinstance(error, library().RpcError):
             return failed_call(error.code().name, error.details() or "", self._access.topic, self._access.group)
-        return BrokerUnavailable(str(error))
+        return Unreachable(str(error))
 
 
 def _configuration(access: Access) -> Any:

@@ -1,146 +1,126 @@
 """What RocketMQ refuses, each as one sentence with what mends it."""
 
+from dataclasses import dataclass
 from datetime import timedelta
 
-from coupon_clock.infrastructure.broker import BrokerMisconfigured, BrokerUnavailable
+from coupon_clock.infrastructure.broker import BrokerMisconfigured, BrokerUnavailable, Unreachable
 
 
+@dataclass(eq=False)
 class Refused(BrokerUnavailable):
     """RocketMQ answers {code}, {text}: the loops keep trying, and ends come by the sweep meanwhile."""
 
-    def __init__(self, code: int, text: str) -> None:
-        super().__init__(f"{code}, {text}")
-        self.code = code
-        self.text = text
+    code: int
+    text: str
 
 
+@dataclass(eq=False)
 class Busy(BrokerUnavailable):
     """RocketMQ is too busy to take more for a moment ({text}): the loops keep trying, and ends come by the sweep
     meanwhile."""
 
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self.text = text
+    text: str
 
 
 class ClientNotInstalled(BrokerMisconfigured):
     """COUPON_CLOCK_ROCKETMQ_ENDPOINTS is set, but its client is not installed: pip install 'coupon-clock[rocketmq]'"""
 
-    def __init__(self) -> None:
-        super().__init__("the client is not installed")
 
-
+@dataclass(eq=False)
 class EndpointsUnreadable(BrokerMisconfigured):
     """COUPON_CLOCK_ROCKETMQ_ENDPOINTS is {endpoints!r}, but {problem}: write host:port, or several IPv4 addresses as
     1.2.3.4:8081;1.2.3.5:8081"""
 
-    def __init__(self, endpoints: str, problem: str) -> None:
-        super().__init__(problem)
-        self.endpoints = endpoints
-        self.problem = problem
+    endpoints: str
+    problem: str
 
 
+@dataclass(eq=False)
 class NameUnusable(BrokerMisconfigured):
     """{setting} is {name!r}: RocketMQ takes 1 to 120 letters, digits, -, _ and %"""
 
-    def __init__(self, setting: str, name: str) -> None:
-        super().__init__(f"{setting} is unusable")
-        self.setting = setting
-        self.name = name
+    setting: str
+    name: str
 
 
+@dataclass(eq=False)
 class TopicMissing(BrokerMisconfigured):
     """Topic {topic} does not exist, or its broker is starting. Mend it: mqadmin updateTopic -n NAMESERVER -c CLUSTER
     -t {topic} -a +message.type=DELAY"""
 
-    def __init__(self, topic: str) -> None:
-        super().__init__(f"topic {topic} does not exist")
-        self.topic = topic
+    topic: str
 
 
+@dataclass(eq=False)
 class TopicIsNotDelay(BrokerMisconfigured):
     """Topic {topic} has message type {type}, not DELAY. Mend it: mqadmin updateTopic -n NAMESERVER -c CLUSTER
     -t {topic} -a +message.type=DELAY"""
 
-    def __init__(self, topic: str, type: str) -> None:  # noqa: A002 - the message's word
-        super().__init__(f"topic {topic} is not DELAY")
-        self.topic = topic
-        self.type = type
+    topic: str
+    type: str
 
 
+@dataclass(eq=False)
 class GroupMissing(BrokerMisconfigured):
     """Consumer group {group} does not exist. Mend it: mqadmin updateSubGroup -n NAMESERVER -c CLUSTER -g {group}"""
 
-    def __init__(self, group: str) -> None:
-        super().__init__(f"consumer group {group} does not exist")
-        self.group = group
+    group: str
 
 
+@dataclass(eq=False)
 class CredentialsRefused(BrokerMisconfigured):
     """RocketMQ refuses the credentials ({text}). Set COUPON_CLOCK_ROCKETMQ_ACCESS_KEY and _SECRET_KEY, or mend it:
     mqadmin createUser -n NAMESERVER -c CLUSTER -u USER -p PASSWORD, then mqadmin createAcl -n NAMESERVER -c CLUSTER
     -s User:USER -r Topic:{topic},Group:{group} -a Pub,Sub -d Allow"""
 
-    def __init__(self, topic: str, group: str, text: str) -> None:
-        super().__init__("the credentials are refused")
-        self.topic = topic
-        self.group = group
-        self.text = text
+    topic: str
+    group: str
+    text: str
 
 
+@dataclass(eq=False)
 class CertificateNotTrusted(BrokerMisconfigured):
     """RocketMQ's certificate is not trusted ({reason}). If the authority that signed it is your own, name the file with
     that authority's certificate in GRPC_DEFAULT_SSL_ROOTS_FILE_PATH before the process starts: gRPC does not ask the
     system's list"""
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
+    reason: str
 
 
 class CertificateForAnotherName(BrokerMisconfigured):
     """RocketMQ's certificate is for another name than COUPON_CLOCK_ROCKETMQ_ENDPOINTS has. Call it there as its
     certificate does, or have a certificate made for that name"""
 
-    def __init__(self) -> None:
-        super().__init__("the certificate is for another name")
-
 
 class TlsNotSpoken(BrokerMisconfigured):
     """RocketMQ speaks no TLS at COUPON_CLOCK_ROCKETMQ_ENDPOINTS. Set COUPON_CLOCK_ROCKETMQ_TLS=false, or give its proxy
     a certificate and -Dtls.server.mode=permissive"""
 
-    def __init__(self) -> None:
-        super().__init__("no TLS is spoken there")
 
-
+@dataclass(eq=False)
 class HungUp(BrokerUnavailable):
     """RocketMQ takes the connection and closes it before it says a word ({text}). If it speaks only TLS, set
     COUPON_CLOCK_ROCKETMQ_TLS=true; the port must be that of its gRPC proxy. The loops keep trying, and ends come by the
     sweep meanwhile."""
 
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self.text = text
+    text: str
 
 
+@dataclass(eq=False)
 class DelayRefused(BrokerMisconfigured):
     """RocketMQ refuses a delivery time: {text}."""
 
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self.text = text
+    text: str
 
 
+@dataclass(eq=False)
 class DelayAboveCap(BrokerMisconfigured):
     """RocketMQ refuses messages {ahead} ahead, so alarms are now sent {wants_ahead} ahead. Set
     COUPON_CLOCK_ARMING_WINDOW below its cap, or raise maxDelayTimeMills in rmq-proxy.json and timerMaxDelaySec in
     broker.conf"""
 
-    def __init__(self, ahead: timedelta, wants_ahead: timedelta) -> None:
-        super().__init__(f"messages {ahead} ahead are refused")
-        self.ahead = ahead
-        self.wants_ahead = wants_ahead
+    ahead: timedelta
+    wants_ahead: timedelta
 
 
 def refusal(code: int, text: str, topic: str, group: str) -> BrokerUnavailable:
@@ -166,7 +146,7 @@ def failed_call(code: str, text: str, topic: str, group: str) -> BrokerUnavailab
         return CredentialsRefused(topic, group, text)
     if "group not found" in text:
         return GroupMissing(group)
-    return unconnected(text) or BrokerUnavailable(f"{code}: {text}")
+    return unconnected(text) or Unreachable(f"{code}: {text}")
 
 
 def unconnected(text: str) -> BrokerUnavailable | None:

@@ -57,7 +57,7 @@ class Lanes:
         with self._lock:
             usage = self._usages[lane.broker]
             if not usage.is_told:
-                log.warning("one RocketMQ broker fails", action="one_lost", broker=lane.broker, reason=reason.reason)
+                log.warning("one RocketMQ broker fails", action="one_lost", broker=lane.broker, reason=str(reason))
             usage.is_told = True
 
     def _succeeded(self, lane: Lane, usage: _Usage) -> None:

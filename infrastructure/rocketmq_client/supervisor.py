@@ -11,7 +11,7 @@ from time import monotonic
 
 import structlog
 
-from coupon_clock.infrastructure.broker import BrokerUnavailable
+from coupon_clock.infrastructure.broker import BrokerUnavailable, Unreachable
 from coupon_clock.infrastructure.rocketmq_client.backoff import Backoff
 from coupon_clock.infrastructure.rocketmq_client.connection import Connection
 
@@ -76,7 +76,7 @@ class Supervisor:
 
     def _new(self) -> Connection:
         if self._closed.is_set():
-            raise BrokerUnavailable("it is closed")
+            raise Unreachable("it is closed")
         connection = self._build()
         try:
             connection.start()

@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from coupon_clock.infrastructure.broker import BrokerUnavailable, MemoryBroker, PartlyStored
+from coupon_clock.infrastructure.broker import BrokerUnavailable, MemoryBroker, PartlyStored, Unreachable
 from coupon_clock.infrastructure.relay import Relay
 from coupon_clock.testing import TurnedApplication
 from examples import EVENING, NOON, a_template, change, terminate
@@ -25,7 +25,7 @@ class Outbox(MemoryBroker):
 
     def publish(self, messages, lead) -> None:
         if self.is_away:
-            raise BrokerUnavailable("it restarts")
+            raise Unreachable("it restarts")
         self.sent += [(message.stream_id, message.due_at) for message in messages]
 
 

@@ -1,7 +1,7 @@
 import pytest
 from structlog.testing import capture_logs
 
-from coupon_clock.infrastructure.broker import BrokerUnavailable
+from coupon_clock.infrastructure.broker import BrokerUnavailable, Unreachable
 from coupon_clock.infrastructure.rocketmq_client.lanes import Lanes
 from coupon_clock.infrastructure.rocketmq_client.requests import Lane
 
@@ -60,7 +60,7 @@ def test_one_that_fails_is_told_once_until_it_works_again() -> None:
         for _ in range(2):
             for _ in range(3):
                 fail(lanes, A, times=1)
-                lanes.tell_failed(A, BrokerUnavailable("as if"))
+                lanes.tell_failed(A, Unreachable("as if"))
             for _ in range(3):
                 with lanes.choose([A]):
                     pass
@@ -70,4 +70,4 @@ def test_one_that_fails_is_told_once_until_it_works_again() -> None:
 def fail(lanes: Lanes, lane: Lane, times: int) -> None:
     for _ in range(times):
         with pytest.raises(BrokerUnavailable), lanes.choose([lane]):
-            raise BrokerUnavailable("as if")
+            raise Unreachable("as if")

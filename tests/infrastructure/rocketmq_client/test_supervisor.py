@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from coupon_clock.infrastructure.broker import BrokerUnavailable
+from coupon_clock.infrastructure.broker import BrokerUnavailable, Unreachable
 from coupon_clock.infrastructure.rocketmq_client.supervisor import Supervisor
 from deadlines import eventually
 
@@ -39,7 +39,7 @@ def test_one_connection_serves_all_until_it_fails() -> None:
         with supervised.connection():
             pass
     with pytest.raises(BrokerUnavailable), supervised.connection():
-        raise BrokerUnavailable("as if")
+        raise Unreachable("as if")
     with supervised.connection() as connection:
         assert connection is built[1]
     eventually(built[0].closed.is_set)
