@@ -31,9 +31,10 @@ MORNING = datetime(2026, 3, 1, 8, tzinfo=UTC)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests run side by side, those on RocketMQ stay together: it is started once, and is heavy."""
+    """Where tests run side by side, those on RocketMQ stay together, because it is started once and is heavy; but for
+    those that have servers of their own."""
     for item in items:
-        if item.get_closest_marker("rocketmq"):
+        if item.get_closest_marker("rocketmq") and not item.get_closest_marker("xdist_group"):
             item.add_marker(pytest.mark.xdist_group("rocketmq"))
 
 

@@ -25,6 +25,8 @@ from deadlines import eventually
 from examples import SHOP, ending_in, increase
 from serving import Footprint, Serving, serving
 
+pytestmark = pytest.mark.xdist_group("servers of their own")
+
 TOPIC, GROUP = "coupon-expiry-faults", "coupon-clock-faults"
 SETTLED, ENOUGH = 8, 20
 """Failed calls, before what a process takes is measured first, and last. Each makes a client and lets it go."""

@@ -25,7 +25,7 @@ from coupon_clock.infrastructure.settings import Settings
 from deadlines import eventually
 from examples import SHOP, ending_in
 
-pytestmark = pytest.mark.rocketmq
+pytestmark = [pytest.mark.rocketmq, pytest.mark.xdist_group("servers of their own")]
 
 EAST, WEST = BROKERS
 NAME = "both"
