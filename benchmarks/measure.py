@@ -19,6 +19,7 @@ from uuid import uuid4
 from coupon_clock.app import Application, ConsumeRule, CreateCouponTemplate, ReceiveRule, ThresholdAmount
 from coupon_clock.infrastructure.local.progress import shown
 from coupon_clock.infrastructure.local.servers import Broker, LocalServers, temporary_servers
+from coupon_clock.infrastructure.telemetry import log_to_stderr
 
 SHOP = 1
 FILL = 5_000
@@ -77,6 +78,8 @@ def quantile(values: Sequence[float], share: float) -> float:
 
 
 def arguments(about: str | None) -> ArgumentParser:
+    """Of every benchmark; and from here on nothing but figures goes to stdout."""
+    log_to_stderr()
     parser = ArgumentParser(description=about)
     parser.add_argument("--json", action="store_true", help="one JSON object a figure, on stdout")
     return parser

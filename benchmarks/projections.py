@@ -21,7 +21,6 @@ from library_projection import library_rate
 from measure import Figure, arguments, at_least, at_most, quantile, say, servers, tell, template
 
 from coupon_clock.app import Application, Settings
-from coupon_clock.infrastructure.telemetry import log_to_stderr
 from coupon_clock.projections import rebuild, tables
 from coupon_clock.projections.projector import Projector
 from coupon_clock.projections.read_model import TEMPLATE_ROWS, Filters
@@ -91,7 +90,6 @@ def main() -> int:
         "--scale", action="store_true", help="also the time an event at 10 million events; takes minutes"
     )
     given = parser.parse_args()
-    log_to_stderr()
     with servers("memory") as running:
         return tell(figures(running.postgres.url, given.events, given.rows, given.scale), given.json)
 

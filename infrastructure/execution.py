@@ -308,7 +308,7 @@ class Draft(Generic[State, Command, Event]):
         if self._broken is not None:
             raise self._broken
         self._decider.admit(self._state, command)
-        refuse_unreadable(command.command_id, command.actor)
+        refuse_unreadable(command.command_id, command.actor, command.expected_version)
         earlier = list(self._recorded_under(command.command_id))
         if earlier:
             return self._repeated(command, earlier)
@@ -369,13 +369,18 @@ def failed(stream_id: UUID, bug: Exception) -> DeciderFailed:
     return failure
 
 
-def refuse_unreadable(command_id: object, actor: object) -> None:
-    """What would be stored with each event, and never be read again. Raises InvalidCommand."""
+def refuse_unreadable(command_id: object, actor: object, expected_version: object) -> None:
+    """What would be stored with each event, and never be read again; or be compared with a version, and is none.
+
+    Raises InvalidCommand.
+    """
     problems = []
     if not isinstance(command_id, UUID):
         problems.append(Problem("command_id", command_id, "must be a UUID"))
-    if not isinstance(actor, str | None):
+    if not (actor is None or isinstance(actor, str)):
         problems.append(Problem("actor", actor, "must be a text or none"))
+    if not (expected_version is None or type(expected_version) is int):
+        problems.append(Problem("expected_version", expected_version, "must be a whole number or none"))
     if problems:
         raise InvalidCommand(problems)
 
