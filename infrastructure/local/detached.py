@@ -1,8 +1,10 @@
 """Processes that outlive whoever started them."""
 
 import re
+import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +13,9 @@ import psutil
 
 # The shell ends at once, so that the server is nobody's child: no zombie, and no Ctrl-C of the starter's terminal.
 IN_BACKGROUND = '"$@" >&2 & echo $!'
+# Not by subprocess itself: with a user it forks, and gRPC's threads in this process can crash what was forked.
+# The other user may not be able to read Python, so nothing is imported, nor looked for, once it is that one.
+BECOMING = "import os, pwd, sys; os.setuid(pwd.getpwnam(sys.argv[1]).pw_uid); os.execv(sys.argv[2], sys.argv[2:])"
 TELLING = re.compile(r"error|exception|fatal|fail|in use|denied|cannot|not enough", re.IGNORECASE)
 
 
@@ -20,17 +25,24 @@ def launch(
     """Start a server in a session of its own, its output in `log`, which begins anew. Its process id."""
     with log.open("wb") as output:
         shell = subprocess.run(
-            ["sh", "-c", IN_BACKGROUND, "sh", *command],
+            as_user(user, ["sh", "-c", IN_BACKGROUND, "sh", *command]),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=output,
             start_new_session=True,
             cwd=log.parent,
-            user=user,
             env=environment,
             check=True,
         )
     return int(shell.stdout)
+
+
+def as_user(user: str | None, command: Sequence[str]) -> list[str]:
+    """The command, run by that user; by whoever calls where there is none."""
+    if user is None:
+        return list(command)
+    program = shutil.which(command[0]) or command[0]
+    return [sys.executable, "-I", "-c", BECOMING, user, program, *command[1:]]
 
 
 def running(process: psutil.Process) -> bool:

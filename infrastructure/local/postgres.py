@@ -19,7 +19,7 @@ from urllib.parse import quote
 import psutil
 from psycopg.pq import PGconn, Ping
 
-from coupon_clock.infrastructure.local.detached import alive, end, launch, running, telling_line, until
+from coupon_clock.infrastructure.local.detached import alive, as_user, end, launch, running, telling_line, until
 from coupon_clock.infrastructure.local.errors import DataFolderOccupied, LocalServersUnavailable, ServerDidNotStart
 from coupon_clock.infrastructure.local.folder_lock import locked
 
@@ -98,7 +98,11 @@ class LocalPostgres:
         options = ["-D", str(new), "--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-locale"]
         with self.log.open("wb") as log:
             initdb = subprocess.run(
-                [binaries() / "initdb", *options], stdout=log, stderr=log, user=user, cwd="/", env=plain_environment()
+                as_user(user, [str(binaries() / "initdb"), *options]),
+                stdout=log,
+                stderr=log,
+                cwd="/",
+                env=plain_environment(),
             )
         if initdb.returncode:
             raise self._did_not_start()

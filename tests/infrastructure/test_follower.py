@@ -293,7 +293,6 @@ def test_the_settled_end_of_the_log_waits_for_those_under_way(pool, writer, othe
     assert end_of_log(pool) == 2
     with ThreadPoolExecutor(1) as thread:
         settled = thread.submit(settled_end_of_log, pool)
-        other_writer.insert()
         assert not settled.done()
         writer.commit()
         assert settled.result(20) == 2
