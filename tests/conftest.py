@@ -1,5 +1,6 @@
 """Real servers, once a run: an embedded PostgreSQL and, for tests marked `rocketmq`, a real RocketMQ."""
 
+import signal
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -28,6 +29,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 MORNING = datetime(2026, 3, 1, 8, tzinfo=UTC)
+
+
+def pytest_configure() -> None:
+    """A shell has Ctrl-C ignored by what it runs in the background, and what the tests start would inherit that."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
