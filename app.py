@@ -4,7 +4,6 @@ clockwork.py, and nowhere else."""
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import date, datetime, timedelta
-from itertools import chain
 from threading import Event as StopEvent
 from time import monotonic, sleep
 from types import TracebackType
@@ -14,6 +13,7 @@ from uuid import UUID, uuid4
 import structlog
 from msgspec import Struct
 from psycopg import Connection
+from psycopg.rows import TupleRow
 
 from coupon_clock.clockwork import FOLLOW_POLL_S, Clockwork
 from coupon_clock.domain import rules
@@ -55,7 +55,7 @@ from coupon_clock.projections.check import Report, check
 from coupon_clock.projections.projection import Projection
 from coupon_clock.projections.projection import position as rows_are_at
 from coupon_clock.projections.projector import Projector
-from coupon_clock.projections.questions import of_type, shop_problems
+from coupon_clock.projections.questions import template_problems
 from coupon_clock.projections.read_model import TEMPLATE_ROWS, Filters, Page, TemplateView
 from coupon_clock.projections.rebuild import Progress, RebuildOptions, Rebuilt, in_silence, rebuild
 from coupon_clock.projections.registry import PROJECTIONS, projection_named
@@ -171,8 +171,7 @@ class Application:
 
         Raises CouponTemplateNotFound, InvalidCommand, ReadModelBehind, ReadModelOutdated, DatabaseUnavailable.
         """
-        self._wait_for(TEMPLATE_ROWS, at_least, timeout)
-        with available(), self.pool.connection() as connection:
+        with self._rows_at(TEMPLATE_ROWS, at_least, timeout) as connection:
             view = read_model.find(connection, shop_number, template_id)
         if view is None:
             raise CouponTemplateNotFound(template_id, shop_number)
@@ -191,8 +190,7 @@ class Application:
 
         Raises InvalidCommand, ReadModelBehind, ReadModelOutdated, DatabaseUnavailable.
         """
-        self._wait_for(TEMPLATE_ROWS, at_least, timeout)
-        with available(), self.pool.connection() as connection:
+        with self._rows_at(TEMPLATE_ROWS, at_least, timeout) as connection:
             return read_model.page(connection, shop_number, filters, after, limit)
 
     def shop_months(
@@ -207,8 +205,7 @@ class Application:
 
         Raises InvalidCommand, ReadModelBehind, ReadModelOutdated, DatabaseUnavailable.
         """
-        self._wait_for(SHOP_MONTHS, at_least, timeout)
-        with available(), self.pool.connection() as connection:
+        with self._rows_at(SHOP_MONTHS, at_least, timeout) as connection:
             return shop_months.page(connection, shop_number, before, limit)
 
     def history(self, shop_number: int, template_id: UUID) -> list[Envelope[Event]]:
@@ -350,21 +347,25 @@ class Application:
     # ── what the above needs ─────────────────────────────────────────────────────────────────────
 
     def _load(self, shop_number: int, template_id: UUID) -> tuple[list[Envelope[Event]], CouponTemplate, datetime]:
-        rules.refuse(chain(shop_problems(shop_number), of_type("template_id", template_id, UUID)))
+        rules.refuse(template_problems(shop_number, template_id))
         envelopes, now = self.store.load(template_id)
         template = fold(envelope.event for envelope in envelopes)
         if template is None or template.shop_number != shop_number:
             raise CouponTemplateNotFound(template_id, shop_number)
         return envelopes, template, now
 
-    def _wait_for(self, projection: Projection[Any], at_least: int | None, timeout: float) -> None:
-        """Until its rows are that far. Raises ReadModelBehind, ReadModelOutdated."""
+    @contextmanager
+    def _rows_at(
+        self, projection: Projection[Any], at_least: int | None, timeout: float
+    ) -> Iterator[Connection[TupleRow]]:
+        """Once they are that far; no connection is held meanwhile. Raises ReadModelBehind, ReadModelOutdated."""
         deadline = monotonic() + timeout
         while True:
             with available(), self.pool.connection() as connection:
                 position = rows_are_at(connection, projection)
-            if at_least is None or position >= at_least:
-                return
+                if at_least is None or position >= at_least:
+                    yield connection
+                    return
             if monotonic() >= deadline:
                 raise ReadModelBehind(position, at_least)
             sleep(READ_POLL_S)

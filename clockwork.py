@@ -99,7 +99,6 @@ class Clockwork(Generic[State, Command, Event]):
         self.settings = settings
         self.pool = pool
         self.decider = decider
-        self.stored_type = stored_type
         self.clock = ServerClock()
         self.store: EventStore[Event] = EventStore(pool, self.clock, stored_type)
         self.alarms = Alarms(pool)

@@ -130,11 +130,11 @@ class Execution(Generic[State, Command, Event]):
         self, commands: Sequence[Command], cause: Cause = "command"
     ) -> "list[Executed[Event] | CouponError]":
         """Outcomes in order; one command that fails spoils no other. Commands of one stream are decided in turn."""
-        commands = list(commands)
         attempt = Attempt(self._store, self._decider, self._appended, cause)
-        addressed = [command for command in commands if self._has_address(command)]
+        given = [(command, self._has_address(command)) for command in commands]
+        addressed = [command for command, has_address in given if has_address]
         outcomes = iter([outcome for chunk in chunks(addressed) for outcome in attempt.outcomes(chunk)])
-        return [next(outcomes) if self._has_address(c) else self._without_address(c) for c in commands]
+        return [next(outcomes) if has_address else self._without_address(command) for command, has_address in given]
 
     def _has_address(self, command: Command) -> bool:
         """Streams are loaded before anything is decided: one id of another type would spoil the whole chunk."""

@@ -1,6 +1,7 @@
 """What may be asked of rows: what cannot is refused by name, as in commands, and never taken for something else."""
 
 from datetime import date, datetime
+from uuid import UUID
 
 from coupon_clock.domain.errors import Problem
 from coupon_clock.domain.rules import LARGEST_NUMBER, Problems, within
@@ -15,6 +16,11 @@ def shop_problems(shop_number: int) -> Problems:
         yield from wrong_type
     else:
         yield from within("shop_number", shop_number, 1, LARGEST_NUMBER)
+
+
+def template_problems(shop_number: int, template_id: UUID) -> Problems:
+    yield from shop_problems(shop_number)
+    yield from of_type("template_id", template_id, UUID)
 
 
 def limit_problems(limit: int) -> Problems:

@@ -33,7 +33,7 @@ from coupon_clock.domain.events import (
 from coupon_clock.domain.rules import Problems
 from coupon_clock.infrastructure.event_store import Envelope
 from coupon_clock.projections.projection import Projection, same_shape
-from coupon_clock.projections.questions import LARGEST_PAGE, limit_problems, of_type, shop_problems
+from coupon_clock.projections.questions import LARGEST_PAGE, limit_problems, of_type, shop_problems, template_problems
 from coupon_clock.projections.tables import selected
 
 NAME = "coupon_template"
@@ -172,7 +172,7 @@ class Page(Struct, frozen=True):
 
 def find(connection: Connection[TupleRow], shop_number: int, template_id: UUID) -> TemplateView | None:
     """Raises InvalidCommand, which names the argument that cannot be asked for."""
-    rules.refuse(chain(shop_problems(shop_number), of_type("template_id", template_id, UUID)))
+    rules.refuse(template_problems(shop_number, template_id))
     columns = LIVE.c
     wanted = (columns.shop_number == shop_number) & (columns.template_id == template_id)
     views = viewed(connection, select(LIVE, AS_OF).where(wanted))

@@ -1,7 +1,7 @@
 """What the clockwork makes of a decider. The rest of it is tested through the application and examples/."""
 
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from types import ModuleType
 from uuid import NAMESPACE_OID, UUID, uuid4, uuid5
 
@@ -14,9 +14,8 @@ from coupon_clock.infrastructure.deadline import Done, NotDue, Unanswerable
 from coupon_clock.infrastructure.event_store import Unstorable
 from coupon_clock.infrastructure.execution import DeciderFailed
 from coupon_clock.testing import TurnedClock
+from examples import MORNING
 from test_examples import example
-
-MORNING = datetime(2026, 3, 1, 8, tzinfo=UTC)
 
 
 class Bug(Exception):
@@ -40,8 +39,8 @@ def placed(orders: Clockwork, shop: ModuleType, count: int) -> list[UUID]:
     return [command.order_id for command in commands]
 
 
-def with_decider(orders: Clockwork, **changed) -> Clockwork:
-    return Clockwork(orders.settings, orders.pool, replace(orders.decider, **changed), orders.stored_type)
+def with_decider(orders: Clockwork, shop: ModuleType, **changed) -> Clockwork:
+    return Clockwork(orders.settings, orders.pool, replace(orders.decider, **changed), shop.Event)
 
 
 # ── a decider with a mistake ─────────────────────────────────────────────────────────────────────
@@ -59,7 +58,7 @@ def test_a_decider_that_fails_on_one_stream_makes_no_other_late(shop, orders, pa
         return getattr(shop.ORDERS, part)(*given)
 
     clock.set(MORNING + shop.PAYMENT_TIME)
-    failure, *answers = with_decider(orders, **{part: fails_on_what_is_paid}).look_at([bad, *good], "sweep")
+    failure, *answers = with_decider(orders, shop, **{part: fails_on_what_is_paid}).look_at([bad, *good], "sweep")
     assert isinstance(failure.error, DeciderFailed)
     assert "a mistake" in str(failure.error)
     assert answers == [Done(ended_now=True)] * len(good)
@@ -69,13 +68,14 @@ def test_a_bug_is_told_to_who_executes_with_its_cause(shop, orders):
     def fails(order, command, now):
         raise Bug("a mistake")
 
+    mistaken = with_decider(orders, shop, decide=fails)
     with pytest.raises(DeciderFailed, match="Bug") as failure:
-        with_decider(orders, decide=fails).execute(shop.PlaceOrder(command_id=uuid4(), order_id=uuid4(), amount=1))
+        mistaken.execute(shop.PlaceOrder(command_id=uuid4(), order_id=uuid4(), amount=1))
     assert isinstance(failure.value.__cause__, Bug)
 
 
 def test_what_a_decider_gives_that_cannot_be_stored_spoils_no_other(shop, orders):
-    naive = with_decider(orders, due_at=lambda order: order.pay_until.replace(tzinfo=None))
+    naive = with_decider(orders, shop, due_at=lambda order: order.pay_until.replace(tzinfo=None))
     good, bad = (shop.PlaceOrder(command_id=uuid4(), order_id=uuid4(), amount=1) for _ in range(2))
     unspeakable = shop.PlaceOrder(command_id=uuid4(), order_id=uuid4(), amount=1, actor="\ud800")
     stored, refused = orders.execute_many([good, unspeakable])
@@ -110,6 +110,7 @@ def test_a_look_whose_id_is_not_its_own_each_time_is_named(shop, orders):
     (order,) = placed(orders, shop, 1)
     stuck = with_decider(
         orders,
+        shop,
         when_due=lambda order_id: shop.CancelUnpaidOrder(
             command_id=uuid5(NAMESPACE_OID, str(order_id)), order_id=order_id
         ),
@@ -126,7 +127,7 @@ def test_a_stream_that_cannot_be_looked_at_is_not_tried_again_without_pause(shop
     clock = TurnedClock(orders.settings, MORNING)
     placed(orders, shop, 1)
     clock.set(MORNING + shop.PAYMENT_TIME + timedelta(hours=1))
-    parts = with_decider(orders, decide=lambda order, command, now: []).parts(MemoryBroker())
+    parts = with_decider(orders, shop, decide=lambda order, command, now: []).parts(MemoryBroker())
     for _ in range(5):
         parts.relay.run_once()
         orders.store.learn_time()
