@@ -1,7 +1,7 @@
 """Another deadline on the unchanged clockwork: examples/order_timeout.py, with a clock to turn and with real parts."""
 
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from types import ModuleType
 from typing import Any
 from uuid import UUID, uuid4
@@ -12,10 +12,9 @@ from coupon_clock.clockwork import Clockwork
 from coupon_clock.domain.errors import CommandConflict, InvalidCommand
 from coupon_clock.testing import TurnedClockwork, given, then, then_nothing, then_refused, when
 from deadlines import eventually
-from examples import SHOP, ending_in
+from examples import MORNING, SHOP, ending_in
 from test_examples import example
 
-MORNING = datetime(2026, 3, 1, 8, tzinfo=UTC)
 A_MOMENT = timedelta(microseconds=1)
 HALF_AN_HOUR = timedelta(minutes=30)
 

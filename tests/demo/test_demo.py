@@ -4,13 +4,14 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from time import monotonic, sleep
 
 import psutil
 import pytest
+
+from deadlines import eventually
 
 LONGEST_S = 120.0
 
@@ -41,13 +42,6 @@ def working_in(folder: Path) -> list[psutil.Process]:
 def belongs(process: psutil.Process, folder: Path) -> bool:
     known = [process.info["cwd"] or "", *(process.info["cmdline"] or [])]
     return process.pid != os.getpid() and any(text.startswith(str(folder)) for text in known)
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = monotonic() + LONGEST_S
-    while not condition():
-        assert monotonic() < deadline, "it did not come true in time"
-        sleep(0.02)
 
 
 def await_line(process: "subprocess.Popen[str]", text: str) -> None:
@@ -85,7 +79,7 @@ def test_after_a_hard_kill_the_next_one_takes_the_servers_over(folder):
     with demo(folder) as killed:
         await_line(killed, "message sent")
         killed.kill()
-    wait_until(lambda: working_in(folder) != [])
+    eventually(lambda: working_in(folder) != [], within=LONGEST_S)
 
     with demo(folder) as process:
         await_line(process, "message sent")

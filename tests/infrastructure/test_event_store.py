@@ -6,7 +6,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from threading import Thread
-from time import monotonic, sleep
 from urllib.parse import parse_qs, urlsplit
 from uuid import UUID, uuid4
 
@@ -31,6 +30,7 @@ from coupon_clock.infrastructure.event_store import (
 )
 from coupon_clock.infrastructure.server_clock import ServerClock
 from coupon_clock.infrastructure.settings import Settings
+from deadlines import eventually
 from examples import NOON
 
 LOW, MIDDLE, HIGH = (UUID(int=n) for n in (1, 2, 3))
@@ -74,14 +74,6 @@ def then_holds(store: EventStore[Happened], stream_id: UUID, *what: str) -> None
 
 def then_alarms(connection: Connection, *alarms: tuple[UUID, datetime]) -> None:
     assert connection.execute("SELECT stream_id, due_at FROM alarm ORDER BY stream_id").fetchall() == list(alarms)
-
-
-def until(condition: Callable[[], object]) -> None:
-    """Waits for it, and fails after 20 s."""
-    deadline = monotonic() + 20
-    while not condition():
-        assert monotonic() < deadline
-        sleep(0.005)
 
 
 @contextmanager
@@ -191,7 +183,7 @@ def test_an_append_waits_for_one_under_way_on_its_stream_and_yields_to_it(store,
         given_held(connection, LOW)
         with in_background(lambda: store.append([append(LOW)])) as answers:
             with connect_like(connection) as watcher:
-                until(lambda: is_waiting_for_a_lock(watcher))
+                eventually(lambda: is_waiting_for_a_lock(watcher), within=20)
             connection.execute("COMMIT; BEGIN")
             assert answers.result(20) == [Conflict(LOW, 0, 1)]
 
@@ -201,7 +193,7 @@ def test_an_append_goes_in_when_the_one_under_way_is_rolled_back(store, connecti
         given_held(connection, LOW)
         with in_background(lambda: store.append([append(LOW)])) as answers:
             with connect_like(connection) as watcher:
-                until(lambda: is_waiting_for_a_lock(watcher))
+                eventually(lambda: is_waiting_for_a_lock(watcher), within=20)
             connection.execute("ROLLBACK; BEGIN")
             (answer,) = answers.result(20)
     assert isinstance(answer, Appended)
@@ -270,7 +262,7 @@ def test_an_append_whose_connection_is_ended_is_not_called_a_conflict(store, con
         given_held(connection, LOW)
         with in_background(lambda: store.append([append(LOW)])) as answers:
             with connect_like(connection) as watcher:
-                until(lambda: is_waiting_for_a_lock(watcher))
+                eventually(lambda: is_waiting_for_a_lock(watcher), within=20)
                 watcher.execute(
                     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
                     "WHERE datname = current_database() AND wait_event_type = 'Lock'"
@@ -288,7 +280,7 @@ def test_an_append_whose_answer_is_lost_on_the_way_may_have_been_stored(settings
         cut()
         with pytest.raises(AnswerLost):
             far.append([append(LOW)])
-    until(lambda: store.load(LOW)[0])
+    eventually(lambda: store.load(LOW)[0], within=20)
     then_holds(store, LOW, "it")
 
 

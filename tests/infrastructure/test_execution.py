@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from time import monotonic, sleep
 from uuid import UUID, uuid4
 
 import psycopg
@@ -14,6 +13,7 @@ from coupon_clock.app import Application, Outcome
 from coupon_clock.domain.errors import CommandConflict, OutcomeUnknown
 from coupon_clock.infrastructure.database import DatabaseUnavailable, connect
 from coupon_clock.infrastructure.event_store import APPEND, LOAD, UnreadableEvent
+from deadlines import eventually
 from examples import SHOP, ending_in, increase, terminate
 
 HOLD = "INSERT INTO coupon_template_events (originator_id, originator_version, topic, state) VALUES (%s, %s, 't', '?')"
@@ -24,14 +24,6 @@ def connection(settings) -> Iterator[Connection]:
     """Of somebody else."""
     with connect(settings) as connection:
         yield connection
-
-
-def until(condition: Callable[[], object]) -> None:
-    """Waits for it, and fails after 20 s."""
-    deadline = monotonic() + 20
-    while not condition():
-        assert monotonic() < deadline
-        sleep(0.005)
 
 
 @contextmanager
@@ -170,7 +162,7 @@ def test_a_command_whose_connection_is_ended_has_an_unknown_outcome_and_its_repe
     more = increase(template.template_id, by=2)
     with held(connection, template.template_id, 2), ThreadPoolExecutor(1) as thread:
         outcome = thread.submit(live.execute, more)
-        until(lambda: end_those_who_wait(connection))
+        eventually(lambda: end_those_who_wait(connection), within=20)
         with pytest.raises(OutcomeUnknown):
             outcome.result(20)
     live.execute(more)
@@ -183,7 +175,7 @@ def test_only_streams_that_gain_events_have_an_unknown_outcome(live, connection)
     first = live.execute(known)
     with held(connection, unknown.template_id, 1), ThreadPoolExecutor(1) as thread:
         outcomes = thread.submit(live.execute_many, [known, unknown])
-        until(lambda: end_those_who_wait(connection))
+        eventually(lambda: end_those_who_wait(connection), within=20)
         assert outcomes.result(20)[0] == first
         assert isinstance(outcomes.result()[1], OutcomeUnknown)
 

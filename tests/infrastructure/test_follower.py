@@ -37,6 +37,7 @@ from coupon_clock.infrastructure.follower import (
 )
 from coupon_clock.infrastructure.server_clock import ServerClock
 from coupon_clock.infrastructure.settings import Settings
+from deadlines import eventually
 
 INSERT = """
 INSERT INTO coupon_template_events (originator_id, originator_version, topic, state)
@@ -109,14 +110,6 @@ def all_positions(reader: LogReader, limit: int = 100) -> list[int]:
     while page := positions(reader, limit):
         found += page
     return found
-
-
-def until(condition: Callable[[], object], seconds: float = 20) -> None:
-    """Waits for it, and fails after that time."""
-    deadline = monotonic() + seconds
-    while not condition():
-        assert monotonic() < deadline
-        sleep(0.005)
 
 
 # ── gaps ─────────────────────────────────────────────────────────────────────────────────────────
@@ -241,7 +234,7 @@ def test_a_writer_that_pauses_too_long_is_ended_by_the_server(pool, settings, wr
     other_writer.insert()
 
     found: list[int] = []
-    until(lambda: found.extend(positions(reader)) or found)
+    eventually(lambda: found.extend(positions(reader)) or found, within=20)
     assert found == [2]
     with pytest.raises(IdleInTransactionSessionTimeout):
         writer.commit()
@@ -256,7 +249,7 @@ def test_a_writer_whose_connection_is_killed_leaves_a_gap_that_is_passed(pool, w
 
     other_writer.connection.execute("SELECT pg_terminate_backend(%s)", (writer.pid,))
     found: list[int] = []
-    until(lambda: found.extend(positions(reader)) or found)
+    eventually(lambda: found.extend(positions(reader)) or found, within=20)
     assert found == [2]
 
 
@@ -519,7 +512,7 @@ class Interleavings(RuleBasedStateMachine):
         with psycopg.connect(self.url, autocommit=True) as connection:
             connection.execute("SELECT pg_terminate_backend(%s)", (writer.pid,))
             gone = "SELECT FROM pg_stat_activity WHERE pid = %s"
-            until(lambda: connection.execute(gone, (writer.pid,)).fetchone() is None)
+            eventually(lambda: connection.execute(gone, (writer.pid,)).fetchone() is None, within=20)
         del self.undecided[writer]
         writer.connection.close()
 
@@ -602,7 +595,7 @@ def test_two_followers_miss_nothing_of_many_processes(database_url, pool):
         process.join(60)
     with psycopg.connect(database_url, autocommit=True) as connection:
         others = "SELECT FROM pg_locks WHERE locktype = 'advisory' AND classid = 1129271116"
-        until(lambda: connection.execute(others).fetchone() is None)
+        eventually(lambda: connection.execute(others).fetchone() is None, within=20)
         done.set()
         for thread in followers:
             thread.join(60)

@@ -1,10 +1,9 @@
 """Against a real RocketMQ. What needs none is in test_rocketmq_unreachable.py."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from time import monotonic
 from uuid import uuid4
 
 import pytest
@@ -25,6 +24,7 @@ from coupon_clock.infrastructure.rocketmq_client.errors import (
 )
 from coupon_clock.infrastructure.rocketmq_client.requests import Outgoing
 from coupon_clock.infrastructure.settings import Settings
+from deadlines import eventually
 
 pytestmark = pytest.mark.rocketmq
 
@@ -75,7 +75,7 @@ def test_a_foreign_body_is_delivered_as_it_is(broker: RocketMQBroker, settings: 
     connection.start()
     assert connection.send([Outgoing("foreign", foreign, 1)]) == [None]
     connection.close()
-    assert eventually(lambda: foreign in bodies(broker.receive(32, LONG, SHORT)))
+    eventually(lambda: foreign in bodies(broker.receive(32, LONG, SHORT)), within=PATIENCE)
 
 
 def test_a_missing_topic_is_named_with_the_command_that_makes_it(settings: Settings) -> None:
@@ -91,7 +91,7 @@ def test_a_topic_that_is_not_delay_is_named_with_the_command_that_makes_it_so(
 ) -> None:
     make_normal_topic(rocketmq, "a-normal-topic")
     with opened(settings, rocketmq_topic="a-normal-topic") as broker:
-        assert eventually(lambda: isinstance(refusal_of(broker), TopicIsNotDelay))
+        eventually(lambda: isinstance(refusal_of(broker), TopicIsNotDelay), within=PATIENCE)
         with pytest.raises(
             TopicIsNotDelay, match=r"type NORMAL, not DELAY.* -t a-normal-topic -a \+message.type=DELAY"
         ):
@@ -127,8 +127,8 @@ def test_a_broker_killed_and_restarted_is_used_again(broker: RocketMQBroker, roc
         assert receive_or_nothing(broker) == []
     finally:
         rocketmq.start()
-    assert eventually(lambda: refusal_of(broker) is None)
-    assert eventually(lambda: to_wire(armed) in receive_or_nothing(broker))
+    eventually(lambda: refusal_of(broker) is None, within=PATIENCE)
+    eventually(lambda: to_wire(armed) in receive_or_nothing(broker), within=PATIENCE)
     received(broker, published(broker))
 
 
@@ -160,14 +160,6 @@ def receive_or_nothing(broker: RocketMQBroker) -> list[bytes]:
         return bodies(broker.receive(32, LONG, SHORT))
     except BrokerUnavailable:
         return []
-
-
-def eventually(condition: Callable[[], bool]) -> bool:
-    deadline = monotonic() + PATIENCE
-    while not condition():
-        if monotonic() > deadline:
-            return False
-    return True
 
 
 def make_normal_topic(rocketmq: LocalRocketMQ, topic: str) -> None:
