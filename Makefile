@@ -5,7 +5,8 @@ BROKER ?= rocketmq
 BIN    := .venv/bin
 # Tests wait more than they compute: one process has those on RocketMQ, the other the rest.
 SIDE_BY_SIDE := -n 2 --dist loadgroup
-SOURCES := $(sort $(wildcard *.py domain/*.py importing/*.py infrastructure/*.py infrastructure/*/*.py infrastructure/*/*.txt projections/*.py demo/*.py))
+PACKAGES := cli domain importing infrastructure local_servers maintenance projections testing demo
+SOURCES := $(sort $(wildcard *.py) $(shell find $(PACKAGES) -name '*.py' -o -name '*.sql' -o -name '*.txt'))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-fast lint format docs clean check-python

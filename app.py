@@ -15,7 +15,6 @@ from msgspec import Struct
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-from coupon_clock.clockwork import FOLLOW_POLL_S, Clockwork
 from coupon_clock.domain import rules
 from coupon_clock.domain.commands import (
     ChangeValidity,
@@ -40,29 +39,32 @@ from coupon_clock.domain.discount import FixedAmount, Percentage, ThresholdAmoun
 from coupon_clock.domain.errors import CouponError, CouponTemplateNotFound, InvalidCommand, Problem, ReadModelBehind
 from coupon_clock.domain.events import ConsumeRule, Event, ReceiveRule, StoredEvent
 from coupon_clock.domain.validity import Validity
-from coupon_clock.infrastructure.broker import Broker
-from coupon_clock.infrastructure.database import available, connect
-from coupon_clock.infrastructure.deadline import Answer
-from coupon_clock.infrastructure.event_store import Envelope
-from coupon_clock.infrastructure.execution import Decider, Executed
-from coupon_clock.infrastructure.expiry_consumer import ExpiryConsumer
+from coupon_clock.infrastructure.command_handling.handler import Decider, Executed
+from coupon_clock.infrastructure.event_store.store import Envelope
 from coupon_clock.infrastructure.loop import Counts, Loop, join, start
-from coupon_clock.infrastructure.rejected import Rejected
+from coupon_clock.infrastructure.messaging.broker import Broker
+from coupon_clock.infrastructure.messaging.rejected import Rejected
+from coupon_clock.infrastructure.postgres.pool import available, connect
+from coupon_clock.infrastructure.scheduling.due_result import Answer
+from coupon_clock.infrastructure.scheduling.expiry_consumer import ExpiryConsumer
 from coupon_clock.infrastructure.settings import Settings
-from coupon_clock.projections import read_model, shop_months, tables
-from coupon_clock.projections.alarm_table import mend_alarms
-from coupon_clock.projections.check import Report, check
-from coupon_clock.projections.projection import Projection
-from coupon_clock.projections.projection import position as rows_are_at
-from coupon_clock.projections.projector import Projector
-from coupon_clock.projections.questions import template_problems
-from coupon_clock.projections.read_model import TEMPLATE_ROWS, Filters, Page, TemplateView
-from coupon_clock.projections.rebuild import Progress, RebuildOptions, Rebuilt, in_silence, rebuild
+from coupon_clock.maintenance.repair import mend_alarms
+from coupon_clock.maintenance.verify.promise import Report, check
+from coupon_clock.maintenance.verify.rows import ALARM, Part, verify
+from coupon_clock.maintenance.verify.stored_rows import Difference
+from coupon_clock.projections import coupon_templates as read_model
+from coupon_clock.projections import shop_months
+from coupon_clock.projections.coupon_templates import TEMPLATE_ROWS, Filters, Page, TemplateView
+from coupon_clock.projections.engine import tables
+from coupon_clock.projections.engine.projection import Projection
+from coupon_clock.projections.engine.projection import position as rows_are_at
+from coupon_clock.projections.engine.projector import Projector
+from coupon_clock.projections.engine.query_validation import template_problems
+from coupon_clock.projections.rebuild.dry_run import Rehearsed, rehearse
+from coupon_clock.projections.rebuild.rebuild import Progress, RebuildOptions, Rebuilt, in_silence, rebuild
 from coupon_clock.projections.registry import PROJECTIONS, projection_named
-from coupon_clock.projections.rehearsal import Rehearsed, rehearse
 from coupon_clock.projections.shop_months import SHOP_MONTHS, MonthsPage
-from coupon_clock.projections.stored_rows import Difference
-from coupon_clock.projections.verify import ALARM, Part, verify
+from coupon_clock.runtime import FOLLOW_POLL_S, Clockwork
 
 __all__ = [
     "Application",

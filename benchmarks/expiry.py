@@ -20,13 +20,13 @@ from neighbour import Neighbour
 from raw_rocketmq import lateness, send
 
 from coupon_clock.app import Application, Settings
-from coupon_clock.clockwork import broker_for
 from coupon_clock.domain.events import Ended
-from coupon_clock.infrastructure.event_store import Append, Appended, Conflict, Record
-from coupon_clock.infrastructure.local.servers import LocalServers
+from coupon_clock.infrastructure.event_store.store import Append, Appended, Conflict, Record
 from coupon_clock.infrastructure.loop import be_punctual
-from coupon_clock.infrastructure.reconciler import Reconciler
-from coupon_clock.infrastructure.relay import Relay
+from coupon_clock.infrastructure.scheduling.reconciler import Reconciler
+from coupon_clock.infrastructure.scheduling.relay import Relay
+from coupon_clock.local_servers.servers import LocalServers
+from coupon_clock.runtime import broker_for
 from coupon_clock.testing import throw_away_database
 
 LIGHT, LIGHT_EVERY_S = 300, 0.05

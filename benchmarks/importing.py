@@ -25,7 +25,7 @@ from coupon_clock.domain.coupon_template import created_by
 from coupon_clock.domain.events import StoredEvent
 from coupon_clock.importing.csv_records import COLUMNS
 from coupon_clock.importing.importer import CHUNK
-from coupon_clock.infrastructure.event_store import Record, RecordFormat, topic
+from coupon_clock.infrastructure.event_store.store import Record, RecordFormat, topic
 from coupon_clock.testing import throw_away_database
 
 A_MILLION = 1_000_000

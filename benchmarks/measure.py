@@ -17,9 +17,9 @@ from typing import NamedTuple
 from uuid import uuid4
 
 from coupon_clock.app import Application, ConsumeRule, CreateCouponTemplate, ReceiveRule, ThresholdAmount
-from coupon_clock.infrastructure.local.progress import shown
-from coupon_clock.infrastructure.local.servers import Broker, LocalServers, temporary_servers
 from coupon_clock.infrastructure.telemetry import log_to_stderr
+from coupon_clock.local_servers.progress import shown
+from coupon_clock.local_servers.servers import Broker, LocalServers, temporary_servers
 
 SHOP = 1
 FILL = 5_000

@@ -21,9 +21,10 @@ from library_projection import library_rate
 from measure import Figure, arguments, at_least, at_most, quantile, say, servers, tell, template
 
 from coupon_clock.app import Application, Settings
-from coupon_clock.projections import rebuild, tables
-from coupon_clock.projections.projector import Projector
-from coupon_clock.projections.read_model import TEMPLATE_ROWS, Filters
+from coupon_clock.projections.coupon_templates import TEMPLATE_ROWS, Filters
+from coupon_clock.projections.engine import tables
+from coupon_clock.projections.engine.projector import Projector
+from coupon_clock.projections.rebuild import rebuild
 from coupon_clock.testing import throw_away_database
 
 EVENTS_A_TEMPLATE = 4

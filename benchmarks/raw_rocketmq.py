@@ -12,7 +12,7 @@ from functools import partial
 from threading import Event, Lock, Semaphore, Thread
 from typing import Any
 
-from coupon_clock.infrastructure.rocketmq_client.library import library
+from coupon_clock.infrastructure.messaging.rocketmq.library import library
 
 IN_FLIGHT = 128
 """Sends under way at once: more gain nothing (measured)."""

@@ -15,7 +15,6 @@ import typer
 from rich.console import Console
 
 from coupon_clock.app import Application, Settings
-from coupon_clock.clockwork import broker_for
 from coupon_clock.demo import INTERRUPTED
 from coupon_clock.demo.house import alone_in, fresh_database, interrupt_on_signals, servers_in
 from coupon_clock.demo.scenario import ARMING_WINDOW, LEAD, scenario
@@ -26,10 +25,11 @@ from coupon_clock.demo.summary import tell
 from coupon_clock.demo.verdict import Report, judge
 from coupon_clock.demo.watch import Seen, sent, watching
 from coupon_clock.domain.errors import CouponError
-from coupon_clock.infrastructure.broker import Broker
-from coupon_clock.infrastructure.database import connect
-from coupon_clock.infrastructure.local.servers import Broker as BrokerName
-from coupon_clock.infrastructure.local.servers import LocalServers
+from coupon_clock.infrastructure.messaging.broker import Broker
+from coupon_clock.infrastructure.postgres.pool import connect
+from coupon_clock.local_servers.servers import Broker as BrokerName
+from coupon_clock.local_servers.servers import LocalServers
+from coupon_clock.runtime import broker_for
 
 CANNOT_RUN = 2
 FRAME_S = 0.1

@@ -12,9 +12,9 @@ from uuid import uuid4
 import psycopg
 
 from coupon_clock.domain.errors import CouponError
-from coupon_clock.infrastructure.database import available
-from coupon_clock.infrastructure.local.progress import shown
-from coupon_clock.infrastructure.local.servers import Broker, LocalServers, named_if_unusable
+from coupon_clock.infrastructure.postgres.pool import available
+from coupon_clock.local_servers.progress import shown
+from coupon_clock.local_servers.servers import Broker, LocalServers, named_if_unusable
 from coupon_clock.testing import in_database
 
 DATABASE = "coupon_clock_demo_"

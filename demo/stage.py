@@ -12,8 +12,8 @@ from coupon_clock.demo.scenario import LEAD, MoveEnd, Planned, SendAgain, Termin
 from coupon_clock.domain.commands import CreateCouponTemplate
 from coupon_clock.domain.errors import CouponError
 from coupon_clock.domain.events import Ended, Event
-from coupon_clock.infrastructure.broker import Broker
-from coupon_clock.infrastructure.messages import ExpiryDue
+from coupon_clock.infrastructure.messaging.broker import Broker
+from coupon_clock.infrastructure.messaging.messages import ExpiryDue
 
 PATIENCE = timedelta(seconds=4)
 """How much later than planned a message may be sent before the demo gives up."""

@@ -12,7 +12,7 @@ from uuid import UUID
 from msgspec import Struct, field
 from psycopg import Connection
 
-from coupon_clock.infrastructure.database import available, connect
+from coupon_clock.infrastructure.postgres.pool import available, connect
 from coupon_clock.infrastructure.settings import Settings
 
 EVERY_S = 0.002

@@ -13,7 +13,7 @@ from threading import Event as StopEvent
 
 from coupon_clock.app import Application, Envelope, Event
 from coupon_clock.domain.events import Ended
-from coupon_clock.infrastructure.rocketmq_client.library import library
+from coupon_clock.infrastructure.messaging.rocketmq.library import library
 
 
 def announcement(envelope: Envelope[Event]) -> bytes | None:

@@ -12,8 +12,8 @@ from uuid import UUID, uuid4
 from msgspec import Struct
 from msgspec.structs import replace
 
-from coupon_clock.clockwork import Clockwork, Decider, Settings
 from coupon_clock.domain.errors import CouponError
+from coupon_clock.runtime import Clockwork, Decider, Settings
 
 PAYMENT_TIME = timedelta(minutes=30)
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from coupon_clock.domain.errors import CouponError
-from coupon_clock.projections.projection import Projection
-from coupon_clock.projections.read_model import TEMPLATE_ROWS
+from coupon_clock.projections.coupon_templates import TEMPLATE_ROWS
+from coupon_clock.projections.engine.projection import Projection
 from coupon_clock.projections.shop_months import SHOP_MONTHS
 
 PROJECTIONS: tuple[Projection[Any], ...] = (TEMPLATE_ROWS, SHOP_MONTHS)

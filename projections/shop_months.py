@@ -16,10 +16,10 @@ from sqlalchemy import BigInteger, Column, Date, MetaData, Select, Table, select
 
 from coupon_clock.domain import rules
 from coupon_clock.domain.events import Created, Ended, EndReason, Event, StockIncreased, ValidityChanged
-from coupon_clock.infrastructure.event_store import Envelope
-from coupon_clock.projections.projection import Key, Projection, same_shape
-from coupon_clock.projections.questions import LARGEST_PAGE, limit_problems, of_type, shop_problems
-from coupon_clock.projections.tables import selected
+from coupon_clock.infrastructure.event_store.store import Envelope
+from coupon_clock.projections.engine.projection import Key, Projection, same_shape
+from coupon_clock.projections.engine.query_validation import LARGEST_PAGE, limit_problems, of_type, shop_problems
+from coupon_clock.projections.engine.tables import selected
 
 NAME = "shop_month"
 FOLD_VERSION = 1

@@ -12,8 +12,8 @@ from uuid import uuid4
 
 import pytest
 
-from coupon_clock.infrastructure.broker import Broker, BrokerUnavailable, Delivery
-from coupon_clock.infrastructure.messages import ExpiryDue, to_wire
+from coupon_clock.infrastructure.messaging.broker import Broker, BrokerUnavailable, Delivery
+from coupon_clock.infrastructure.messaging.messages import ExpiryDue, to_wire
 
 NO_LEAD = timedelta()
 LONG = timedelta(seconds=60)

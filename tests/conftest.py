@@ -10,9 +10,9 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from coupon_clock.app import Application, Settings
-from coupon_clock.infrastructure.local.postgres import LocalPostgres
-from coupon_clock.infrastructure.local.progress import shown
-from coupon_clock.infrastructure.local.rocketmq_server import LocalRocketMQ
+from coupon_clock.local_servers.postgres import LocalPostgres
+from coupon_clock.local_servers.progress import shown
+from coupon_clock.local_servers.rocketmq_server import LocalRocketMQ
 from coupon_clock.testing import TurnedApplication, throw_away_database, turned_application
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests import examples.py and the contract suites by name

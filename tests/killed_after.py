@@ -8,11 +8,11 @@ from threading import Event
 from typing import Any
 
 from coupon_clock.app import Application, Settings
-from coupon_clock.clockwork import broker_for
-from coupon_clock.infrastructure.alarms import Alarms
-from coupon_clock.infrastructure.event_store import EventStore
-from coupon_clock.infrastructure.reconciler import Reconciler
-from coupon_clock.projections import projector
+from coupon_clock.infrastructure.event_store.store import EventStore
+from coupon_clock.infrastructure.scheduling.alarms import Alarms
+from coupon_clock.infrastructure.scheduling.reconciler import Reconciler
+from coupon_clock.projections.engine import projector
+from coupon_clock.runtime import broker_for
 
 settings = Settings.load()
 broker = type(broker_for(settings))

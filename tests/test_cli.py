@@ -8,8 +8,8 @@ import pytest
 
 from command_line import coupon_clock, running
 from coupon_clock.domain.events import Ended
-from coupon_clock.infrastructure.broker import Delivery
-from coupon_clock.infrastructure.messages import ExpiryDue, to_wire
+from coupon_clock.infrastructure.messaging.broker import Delivery
+from coupon_clock.infrastructure.messaging.messages import ExpiryDue, to_wire
 from deadlines import eventually
 from examples import SHOP, ending_in
 

@@ -15,7 +15,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from coupon_clock.app import CreateCouponTemplate
-from coupon_clock.infrastructure.rocketmq_client.library import library
+from coupon_clock.infrastructure.messaging.rocketmq.library import library
 from coupon_clock.testing import given
 from deadlines import eventually
 from examples import SHOP, a_template, ending_in, increase, terminate

@@ -15,11 +15,11 @@ import pytest
 from coupon_clock.app import Application, Outcome, Settings
 from coupon_clock.domain.errors import CouponError, OutcomeUnknown
 from coupon_clock.domain.events import Ended
-from coupon_clock.infrastructure.database import DatabaseUnavailable
-from coupon_clock.infrastructure.event_store import Cause
-from coupon_clock.infrastructure.local.ports import free_block
-from coupon_clock.infrastructure.local.postgres import LocalPostgres
-from coupon_clock.infrastructure.local.rocketmq_server import LocalRocketMQ
+from coupon_clock.infrastructure.event_store.store import Cause
+from coupon_clock.infrastructure.postgres.pool import DatabaseUnavailable
+from coupon_clock.local_servers.ports import free_block
+from coupon_clock.local_servers.postgres import LocalPostgres
+from coupon_clock.local_servers.rocketmq_server import LocalRocketMQ
 from coupon_clock.testing import throw_away_database
 from deadlines import eventually
 from examples import SHOP, ending_in, increase

@@ -12,12 +12,12 @@ HOST = """
     known = set(logging.root.manager.loggerDict)
 
     from coupon_clock.app import Application, Settings
-    from coupon_clock.clockwork import broker_for
+    from coupon_clock.runtime import broker_for
     assert "rocketmq" not in sys.modules, "the client is an extra, and slow to import"
 
     settings = Settings.load(database_url=sys.argv[2], rocketmq_endpoints="127.0.0.1:1")
     with Application.open(settings) as app, app.running():
-        from coupon_clock.infrastructure.rocketmq_client.library import library
+        from coupon_clock.infrastructure.messaging.rocketmq.library import library
         library()
 
     assert logging.root.handlers == handlers and logging.root.level == level

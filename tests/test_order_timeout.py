@@ -8,8 +8,8 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from coupon_clock.clockwork import Clockwork
 from coupon_clock.domain.errors import CommandConflict, InvalidCommand
+from coupon_clock.runtime import Clockwork
 from coupon_clock.testing import TurnedClockwork, given, then, then_nothing, then_refused, when
 from deadlines import eventually
 from examples import MORNING, SHOP, ending_in

@@ -20,8 +20,8 @@ from coupon_clock.app import COUPON_TEMPLATES, Outcome, outcome_of
 from coupon_clock.domain.commands import Command
 from coupon_clock.domain.errors import CommandConflict, CouponError, CouponTemplateNotFound, OutcomeUnknown
 from coupon_clock.domain.events import Ended, Event
-from coupon_clock.infrastructure.event_store import AnswerLost, Append, Appended, Conflict, Envelope, Loaded
-from coupon_clock.infrastructure.execution import Execution
+from coupon_clock.infrastructure.command_handling.handler import Execution
+from coupon_clock.infrastructure.event_store.store import AnswerLost, Append, Appended, Conflict, Envelope, Loaded
 from coupon_clock.testing import TurnedApplication
 from examples import (
     EVENING,

@@ -13,9 +13,9 @@ from uuid import uuid4
 import pytest
 
 from coupon_clock.app import Application, Settings
-from coupon_clock.clockwork import broker_for
 from coupon_clock.domain.events import Ended, EndReason
-from coupon_clock.infrastructure.messages import ExpiryDue, to_wire
+from coupon_clock.infrastructure.messaging.messages import ExpiryDue, to_wire
+from coupon_clock.runtime import broker_for
 from deadlines import eventually
 from examples import SHOP, change, ending_in, terminate
 

@@ -13,7 +13,7 @@ from msgspec import Struct, inspect
 
 from coupon_clock.domain.coupon_template import CouponTemplate, evolve, fold
 from coupon_clock.domain.events import Created, EndReason, Event, StockIncreased, StoredEvent, ValidityChanged
-from coupon_clock.infrastructure.event_store import Cause, Record, RecordFormat
+from coupon_clock.infrastructure.event_store.store import Cause, Record, RecordFormat
 from examples import (
     EVENING,
     EXPIRED_AT_NOON,

@@ -17,7 +17,7 @@ from coupon_clock.domain.coupon_template import decide, fold
 from coupon_clock.domain.discount import FixedAmount, Percentage, ThresholdAmount
 from coupon_clock.domain.errors import InvalidCommand, Problem
 from coupon_clock.domain.events import ConsumeRule, Event, ReceiveRule
-from coupon_clock.infrastructure.event_store import Record, RecordFormat
+from coupon_clock.infrastructure.event_store.store import Record, RecordFormat
 from examples import (
     EVENING,
     MICROSECOND,

@@ -12,7 +12,7 @@ import pytest
 from msgspec import Struct
 
 from coupon_clock.domain import events as today
-from coupon_clock.infrastructure.event_store import Record, RecordFormat
+from coupon_clock.infrastructure.event_store.store import Record, RecordFormat
 from examples import EVENING, MORNING, SHOP
 
 GOLDEN = (Path(__file__).parent / "golden" / "events.jsonl").read_bytes().splitlines()

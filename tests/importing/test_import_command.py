@@ -21,7 +21,7 @@ from formats import cells, csv_file, json_lines, some_templates
 from command_line import coupon_clock, running
 from coupon_clock.app import Application, Settings
 from coupon_clock.importing.importer import CHUNK
-from coupon_clock.infrastructure.local.postgres import LocalPostgres
+from coupon_clock.local_servers.postgres import LocalPostgres
 from deadlines import eventually
 from examples import a_template
 

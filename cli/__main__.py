@@ -1,0 +1,3 @@
+from coupon_clock.cli import main
+
+main()

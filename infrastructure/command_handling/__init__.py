@@ -1,0 +1,1 @@
+"""Commands become events: load, decide, append."""

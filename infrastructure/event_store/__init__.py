@@ -1,0 +1,1 @@
+"""The event log: its tables and functions, and all SQL on it."""

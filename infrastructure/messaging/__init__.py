@@ -1,0 +1,1 @@
+"""Brokers: the contract, the in-process one and RocketMQ. Knows no alarm."""

@@ -1,0 +1,142 @@
+"""RocketMQ 5 as the alarm clock: a topic of type DELAY, received in batches.
+
+It comes and goes as it likes: nothing here waits for it at the start, every call is bounded in time, and what was
+lost is built anew. The traps of its client are described where they are avoided.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from math import ceil, floor
+from threading import Event, Lock
+from typing import Self
+
+import structlog
+
+from coupon_clock.infrastructure.messaging.broker import BrokerUnavailable, Delivery, PartlyStored
+from coupon_clock.infrastructure.messaging.messages import ExpiryDue, to_wire
+from coupon_clock.infrastructure.messaging.rocketmq.access import Access
+from coupon_clock.infrastructure.messaging.rocketmq.broker_selector import Lanes
+from coupon_clock.infrastructure.messaging.rocketmq.connection import MOST_PER_RECEIVE, Connection
+from coupon_clock.infrastructure.messaging.rocketmq.errors import DelayAboveCap, DelayRefused
+from coupon_clock.infrastructure.messaging.rocketmq.library import require_library
+from coupon_clock.infrastructure.messaging.rocketmq.requests import Outgoing
+from coupon_clock.infrastructure.messaging.rocketmq.supervisor import Supervisor
+from coupon_clock.infrastructure.settings import Settings
+
+log = structlog.get_logger()
+
+LEAST_RECEIVERS = 4
+"""A receive waits at one broker, so there must be as many as brokers, or one is left unasked. How many brokers there
+are shows only once they are reached; a receiver too many costs nothing."""
+SHORTEST_INVISIBLE = timedelta(seconds=10)
+SHORTEST_WAIT = timedelta(seconds=5)
+"""The proxy raises shorter ones to these."""
+SHORTEST_WINDOW = timedelta(minutes=1)
+"""A cap on delays is never taken to be shorter than this."""
+
+
+class RocketMQBroker:
+    """Remembers what was published. Built without talking to anyone: a broker that is away shows at the first call."""
+
+    name = "rocketmq"
+    forgets = False
+
+    def __init__(self, access: Access, wants_ahead: timedelta) -> None:
+        self.wants_ahead = wants_ahead
+        self.receivers = LEAST_RECEIVERS
+        self._lanes = Lanes()
+        self._window = Lock()
+        self._closed = Event()
+        self._sending = Supervisor("sending", partial(Connection.for_sending, access))
+        self._receiving = Supervisor("receiving", partial(Connection.for_receiving, access))
+
+    @classmethod
+    def open(cls, settings: Settings) -> Self:
+        """Raises BrokerMisconfigured if the settings or the installation cannot work."""
+        access = Access.of(settings)
+        require_library()
+        return cls(access, settings.arming_window_time)
+
+    def publish(self, messages: Sequence[ExpiryDue], lead: timedelta) -> None:
+        """One that was not stored may be nevertheless, if only the answer was lost: repeats are harmless."""
+        if not messages:
+            return
+        with self._sending.connection() as connection:
+            failures = connection.send([_outgoing(message, lead) for message in messages])
+            if all(failures) and (failure := _first_but_caps(failures)):
+                raise failure
+        if failure := _first_but_caps(failures):
+            raise PartlyStored([m for m, failed in zip(messages, failures, strict=True) if failed], str(failure))
+        self._heed_cap([m for m, failure in zip(messages, failures, strict=True) if failure])
+
+    def receive(self, limit: int, invisible: timedelta, wait: timedelta) -> list[Delivery]:
+        """At most 32, invisible for at least 10 s, after a wait of at least 5 s: the proxy's own bounds."""
+        try:
+            with self._receiving.connection() as connection:
+                return self._receive(
+                    connection,
+                    min(limit, MOST_PER_RECEIVE),
+                    _seconds(invisible, SHORTEST_INVISIBLE),
+                    _seconds(wait, SHORTEST_WAIT),
+                )
+        except BrokerUnavailable:
+            if self._closed.is_set():
+                return []
+            raise
+
+    def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
+        if deliveries:
+            for failure in self._receiving.current().acknowledge(deliveries):
+                raise failure
+
+    def close(self) -> None:
+        """What was received and not acknowledged is visible again after its invisible time."""
+        self._closed.set()
+        self._receiving.close()
+        self._sending.close()
+
+    def _receive(self, connection: Connection, limit: int, invisible: int, wait: int) -> list[Delivery]:
+        """From one of the brokers. If that one fails and another works, the connection is not to blame, and is kept for
+        the others; except where nothing works at that address: what restarted there has forgotten this client."""
+        lanes = connection.lanes()
+        self.receivers = max(LEAST_RECEIVERS, len(lanes))
+        try:
+            with self._lanes.choose(lanes) as lane:
+                return connection.receive(lane, limit, invisible, wait)
+        except BrokerUnavailable as reason:
+            working = self._lanes.working(lanes)
+            if not working or self._closed.is_set():
+                raise
+            self._lanes.tell_failed(lane, reason)
+            if lane.address not in {other.address for other in working}:
+                self._receiving.renew(connection)
+            return []
+
+    def _heed_cap(self, refused: Sequence[ExpiryDue]) -> None:
+        """The broker does not say what its cap is: what it refuses is above."""
+        if not refused:
+            return
+        ahead = min(message.due_at for message in refused) - datetime.now(UTC)
+        with self._window:
+            self.wants_ahead = min(self.wants_ahead, max(ahead / 2, SHORTEST_WINDOW))
+        error = DelayAboveCap(_whole_seconds(ahead), _whole_seconds(self.wants_ahead))
+        log.warning(str(error), action="shrink_arming_window")
+        raise error
+
+
+def _first_but_caps(failures: Sequence[BrokerUnavailable | None]) -> BrokerUnavailable | None:
+    return next((failure for failure in failures if failure and not isinstance(failure, DelayRefused)), None)
+
+
+def _outgoing(message: ExpiryDue, lead: timedelta) -> Outgoing:
+    """Whole seconds, rounded down: sooner rather than later."""
+    return Outgoing(str(message.stream_id), to_wire(message), max(1, floor((message.due_at - lead).timestamp())))
+
+
+def _seconds(time: timedelta, least: timedelta) -> int:
+    return ceil(max(time, least).total_seconds())
+
+
+def _whole_seconds(time: timedelta) -> timedelta:
+    return timedelta(seconds=round(time.total_seconds()))

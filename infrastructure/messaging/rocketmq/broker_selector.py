@@ -1,0 +1,73 @@
+"""Which broker to receive from next, so that each is asked and one that is down delays no other."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from threading import Lock
+from time import monotonic
+
+import structlog
+
+from coupon_clock.infrastructure.messaging.broker import BrokerUnavailable
+from coupon_clock.infrastructure.messaging.rocketmq.backoff import Backoff
+from coupon_clock.infrastructure.messaging.rocketmq.requests import Lane
+
+log = structlog.get_logger()
+
+
+class _Usage:
+    def __init__(self) -> None:
+        self.backoff = Backoff()
+        self.receivers = 0
+        self.asked_at = 0.0
+        self.is_told = False
+
+
+class Lanes:
+    """Remembers of each broker how many receivers wait there and how often it failed. Safe for several threads."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._usages: dict[str, _Usage] = defaultdict(_Usage)
+
+    @contextmanager
+    def choose(self, lanes: Sequence[Lane]) -> Iterator[Lane]:
+        """The one for this block: rather one that needs no rest, with few receivers, not asked for long."""
+        with self._lock:
+            lane = min(lanes, key=self._rank)
+            usage = self._usages[lane.broker]
+            usage.receivers += 1
+            usage.asked_at = monotonic()
+        try:
+            yield lane
+        except BrokerUnavailable:
+            with self._lock:
+                usage.receivers -= 1
+                usage.backoff.failed()
+            raise
+        self._succeeded(lane, usage)
+
+    def working(self, lanes: Sequence[Lane]) -> list[Lane]:
+        """Those that did not fail when they were asked last."""
+        with self._lock:
+            return [lane for lane in lanes if not self._usages[lane.broker].backoff.failures]
+
+    def tell_failed(self, lane: Lane, reason: BrokerUnavailable) -> None:
+        """Once, until it works again."""
+        with self._lock:
+            usage = self._usages[lane.broker]
+            if not usage.is_told:
+                log.warning("one RocketMQ broker fails", action="one_lost", broker=lane.broker, reason=str(reason))
+            usage.is_told = True
+
+    def _succeeded(self, lane: Lane, usage: _Usage) -> None:
+        with self._lock:
+            usage.receivers -= 1
+            usage.backoff.succeeded()
+            if usage.is_told:
+                log.info("one RocketMQ broker answers again", action="one_back", broker=lane.broker)
+            usage.is_told = False
+
+    def _rank(self, lane: Lane) -> tuple[float, int, float]:
+        usage = self._usages[lane.broker]
+        return usage.backoff.remaining(), usage.receivers, usage.asked_at

@@ -1,0 +1,260 @@
+"""Calls to RocketMQ, each bounded in time, over one client.
+
+Of the client only the upkeep is used: routes, heartbeats, settings, channels, signatures. Its own send, receive and
+ack cross threads several times a message, can wait without an end and hide the server's answer; ours go straight to
+its stubs, many per crossing.
+"""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Coroutine, Iterator, Sequence
+from concurrent.futures import CancelledError, Future
+from itertools import count
+from typing import Any, Self, TypeVar
+
+from coupon_clock.infrastructure.messaging.broker import BrokerUnavailable, Delivery, Unreachable
+from coupon_clock.infrastructure.messaging.rocketmq.access import Access
+from coupon_clock.infrastructure.messaging.rocketmq.errors import Busy, TopicIsNotDelay, failed_call, refusal
+from coupon_clock.infrastructure.messaging.rocketmq.library import library
+from coupon_clock.infrastructure.messaging.rocketmq.requests import Lane, Outgoing, Requests, delivery_of, receipt_of
+
+T = TypeVar("T")
+
+TIMEOUT = 3.0
+"""Seconds that RocketMQ has for one answer: the client's own default."""
+IN_FLIGHT = 128
+"""Sends under way at once: fewer leave the broker idle, more gain nothing (measured)."""
+PAUSES = (0.1, 0.2, 0.4, 0.8)
+"""Seconds before a message is sent again to a broker that was too busy: it refuses what waited 0.2 s in its queue."""
+MOST_PER_RECEIVE = 32
+"""The proxy never gives more."""
+MOST_PER_ACKNOWLEDGEMENT = 128
+SETTLING = 2.0
+"""Seconds for a new client's settings to come back: a receive before that is refused with 50001."""
+_FINE = frozenset({20_000, 30_000, 40_401})
+"""OK, many answers in one, no new message."""
+_SPENT = 40_013
+"""An acknowledgement's receipt is void after a redelivery: the later one counts."""
+
+
+class Connection:
+    """One client. Calls raise BrokerUnavailable, and BrokerMisconfigured where a person must act."""
+
+    def __init__(self, access: Access, client: Any) -> None:
+        self._access = access
+        self._client = client
+        self._requests = Requests(access)
+        self._loop: asyncio.AbstractEventLoop = client.rpc_client.get_channel_io_loop()
+        self._calls: set[Future[Any]] = set()
+        self._turns = count()
+
+    @classmethod
+    def for_sending(cls, access: Access) -> Self:
+        return cls(access, library().rocketmq.Producer(_configuration(access), {access.topic}, tls_enable=access.tls))
+
+    @classmethod
+    def for_receiving(cls, access: Access) -> Self:
+        rocketmq = library().rocketmq
+        topics = {access.topic: rocketmq.FilterExpression()}
+        return cls(
+            access,
+            rocketmq.SimpleConsumer(_configuration(access), access.group, topics, tls_enable=access.tls),
+        )
+
+    def start(self) -> None:
+        """Connects, checks topic and group: some ms, or up to a timeout if nobody answers.
+
+        The client asks for route and settings as well, but keeps what the server says to itself; asking first also
+        spares its threads while the broker is away.
+        """
+        settings_came = self._client._init_settings_event
+        self._run(self._ask_route(), TIMEOUT)
+        try:
+            self._client.startup()
+        except Exception as error:
+            raise Unreachable(str(error)) from error
+        self._check_types()
+        if not settings_came.wait(SETTLING):
+            self._run(self._ask_settings(), TIMEOUT)
+            raise Unreachable("its settings did not come")
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._calls)
+
+    def close(self) -> None:
+        """Cancels what is under way. Takes up to one timeout a broker: the client says good-bye to each."""
+        for call in list(self._calls):
+            call.cancel()
+        try:
+            if self._client.is_running:
+                self._client.shutdown()
+        finally:
+            self._client.rpc_client.stop()
+
+    def lanes(self) -> list[Lane]:
+        """The brokers to receive from, at least one."""
+        queues = [(queue.message_queue0(), queue.endpoints) for queue in self._queues() if queue.is_readable()]
+        lanes = {queue.broker.name: Lane(queue.broker.name, queue, place) for queue, place in queues}
+        if not lanes:
+            raise Unreachable(f"topic {self._access.topic} has no readable queue")
+        return list(lanes.values())
+
+    def send(self, messages: Sequence[Outgoing]) -> list[BrokerUnavailable | None]:
+        """What became of each, None if stored."""
+        places = self._places()
+        waves = -(-len(messages) // IN_FLIGHT)
+        return self._run(self._send_all(messages, places), waves * (TIMEOUT * len(places) + sum(PAUSES)))
+
+    def receive(self, lane: Lane, limit: int, invisible: int, wait: int) -> list[Delivery]:
+        """Up to `limit`, not delivered again for `invisible` seconds, waiting up to `wait` seconds for the first."""
+        messages = self._run(self._receive(lane, limit, invisible, wait), wait + TIMEOUT)
+        return [delivery_of(message, lane) for message in messages]
+
+    def acknowledge(self, deliveries: Sequence[Delivery]) -> list[BrokerUnavailable]:
+        """What failed. A receipt that is spent, or void after a redelivery, is no failure."""
+        return self._run(self._acknowledge_all(deliveries), TIMEOUT)
+
+    def _run(self, call: Coroutine[Any, Any, T], longest: float) -> T:
+        future = asyncio.run_coroutine_threadsafe(call, self._loop)
+        self._calls.add(future)
+        try:
+            return future.result(longest + TIMEOUT)  # the calls have their deadlines: this one is for a stuck loop
+        except (TimeoutError, CancelledError) as error:
+            future.cancel()
+            raise Unreachable("the call was given up") from error
+        except Exception as error:
+            raise self._in_words(error) from error
+        finally:
+            self._calls.discard(future)
+
+    async def _ask_route(self) -> None:
+        endpoints = self._client.client_configuration.rpc_endpoints
+        request = self._requests.route(endpoints)
+        answer = await self._stub(endpoints).QueryRoute(request, metadata=self._client.sign(), timeout=TIMEOUT)
+        self._check(answer.status)
+
+    async def _ask_settings(self) -> None:
+        for endpoints in self._client.route_manager.get_all_endpoints().values():
+            call = self._stub(endpoints).Telemetry(metadata=self._client.sign(), timeout=TIMEOUT)
+            await call.write(self._client.sync_setting_req(endpoints))
+            self._check((await call.read()).status)
+            call.cancel()
+
+    async def _send_all(self, messages: Sequence[Outgoing], places: list[Any]) -> list[BrokerUnavailable | None]:
+        gate = asyncio.Semaphore(IN_FLIGHT)
+        metadata = self._client.sign()
+
+        async def send(message: Outgoing) -> BrokerUnavailable | None:
+            async with gate:
+                turn = next(self._turns) % len(places)
+                return await self._send_patiently(message, places[turn:] + places[:turn], metadata)
+
+        return await asyncio.gather(*map(send, messages))
+
+    async def _send_patiently(self, message: Outgoing, places: list[Any], metadata: Any) -> BrokerUnavailable | None:
+        request = self._requests.send(message)
+        failure = await self._send(request, places, metadata)
+        for pause in PAUSES:
+            if not isinstance(failure, Busy):
+                break
+            await asyncio.sleep(pause)
+            failure = await self._send(request, places, metadata)
+        return failure
+
+    async def _send(self, request: Any, places: list[Any], metadata: Any) -> BrokerUnavailable | None:
+        """Stored by the first of the places that can."""
+        failure: BrokerUnavailable | None = None
+        for place in places:
+            try:
+                answer = await self._stub(place).SendMessage(request, metadata=metadata, timeout=TIMEOUT)
+            except Exception as error:
+                failure = self._in_words(error)
+            else:
+                failure = self._refusal(answer.status)
+            if failure is None:
+                break
+        return failure
+
+    async def _receive(self, lane: Lane, limit: int, invisible: int, wait: int) -> list[Any]:
+        request = self._requests.receive(lane, limit, invisible, wait)
+        metadata = self._client.sign()
+        call = self._stub(lane.endpoints).ReceiveMessage(request, metadata=metadata, timeout=wait + TIMEOUT)
+        answers = [answer async for answer in call]
+        for answer in answers:
+            if answer.HasField("status"):
+                self._check(answer.status)
+        return [answer.message for answer in answers if answer.HasField("message")]
+
+    async def _acknowledge_all(self, deliveries: Sequence[Delivery]) -> list[BrokerUnavailable]:
+        metadata = self._client.sign()
+        calls = [self._acknowledge(chunk, metadata) for chunk in _by_broker(deliveries)]
+        return [failure for failure in await asyncio.gather(*calls) if failure]
+
+    async def _acknowledge(self, deliveries: Sequence[Delivery], metadata: Any) -> BrokerUnavailable | None:
+        stub = self._stub(receipt_of(deliveries[0]).endpoints)
+        request = self._requests.acknowledge(deliveries)
+        try:
+            answer = await stub.AckMessage(request, metadata=metadata, timeout=TIMEOUT)
+        except Exception as error:
+            return self._in_words(error)
+        statuses = [entry.status for entry in answer.entries] or [answer.status]
+        failures = (self._refusal(status) for status in statuses if status.code != _SPENT)
+        return next(filter(None, failures), None)
+
+    def _stub(self, endpoints: Any) -> Any:
+        return self._client.rpc_client.retrieve_or_create_channel(endpoints).async_stub
+
+    def _queues(self) -> list[Any]:
+        """Never called on the loop: without a cached route the client waits for one, on the loop."""
+        try:
+            route = self._client.route_manager.retrieve_topic_route_data(self._access.topic)
+        except Exception as error:
+            raise Unreachable(str(error)) from error
+        return [queue for queue in route.message_queues if queue.is_master_broker()]
+
+    def _places(self) -> list[Any]:
+        """Where to send, at least one."""
+        places = {queue.endpoints.facade: queue.endpoints for queue in self._queues() if queue.is_writable()}
+        if not places:
+            raise Unreachable(f"topic {self._access.topic} has no writable queue")
+        return list(places.values())
+
+    def _check_types(self) -> None:
+        types = library().protocol.MessageType
+        for queue in self._queues():
+            if types.DELAY not in queue.accept_message_types:
+                raise TopicIsNotDelay(self._access.topic, ", ".join(map(types.Name, queue.accept_message_types)))
+
+    def _check(self, status: Any) -> None:
+        failure = self._refusal(status)
+        if failure:
+            raise failure
+
+    def _refusal(self, status: Any) -> BrokerUnavailable | None:
+        if status.code in _FINE:
+            return None
+        return refusal(status.code, status.message, self._access.topic, self._access.group)
+
+    def _in_words(self, error: Exception) -> BrokerUnavailable:
+        if isinstance(error, BrokerUnavailable):
+            return error
+        if isinstance(error, library().RpcError):
+            return failed_call(error.code().name, error.details() or "", self._access.topic, self._access.group)
+        return Unreachable(str(error))
+
+
+def _configuration(access: Access) -> Any:
+    rocketmq = library().rocketmq
+    credentials = rocketmq.Credentials(access.access_key, access.secret_key.get_secret_value())
+    return rocketmq.ClientConfiguration(access.endpoints, credentials, access.namespace, int(TIMEOUT))
+
+
+def _by_broker(deliveries: Sequence[Delivery]) -> Iterator[Sequence[Delivery]]:
+    """Chunks that one call acknowledges: a proxy answers a call only when its slowest broker has."""
+    at: dict[str, list[Delivery]] = defaultdict(list)
+    for delivery in deliveries:
+        at[receipt_of(delivery).broker].append(delivery)
+    for theirs in at.values():
+        for start in range(0, len(theirs), MOST_PER_ACKNOWLEDGEMENT):
+            yield theirs[start : start + MOST_PER_ACKNOWLEDGEMENT]

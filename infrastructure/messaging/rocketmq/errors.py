@@ -1,0 +1,163 @@
+"""What RocketMQ refuses, each as one sentence with what mends it."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+from coupon_clock.infrastructure.messaging.broker import BrokerMisconfigured, BrokerUnavailable, Unreachable
+
+
+@dataclass(eq=False)
+class Refused(BrokerUnavailable):
+    """RocketMQ answers {code}, {text}: the loops keep trying, and ends come by the sweep meanwhile."""
+
+    code: int
+    text: str
+
+
+@dataclass(eq=False)
+class Busy(BrokerUnavailable):
+    """RocketMQ is too busy to take more for a moment ({text}): the loops keep trying, and ends come by the sweep
+    meanwhile."""
+
+    text: str
+
+
+class ClientNotInstalled(BrokerMisconfigured):
+    """COUPON_CLOCK_ROCKETMQ_ENDPOINTS is set, but its client is not installed: pip install 'coupon-clock[rocketmq]'"""
+
+
+@dataclass(eq=False)
+class EndpointsUnreadable(BrokerMisconfigured):
+    """COUPON_CLOCK_ROCKETMQ_ENDPOINTS is {endpoints!r}, but {problem}: write host:port, or several IPv4 addresses as
+    1.2.3.4:8081;1.2.3.5:8081"""
+
+    endpoints: str
+    problem: str
+
+
+@dataclass(eq=False)
+class NameUnusable(BrokerMisconfigured):
+    """{setting} is {name!r}: RocketMQ takes 1 to 120 letters, digits, -, _ and %"""
+
+    setting: str
+    name: str
+
+
+@dataclass(eq=False)
+class TopicMissing(BrokerMisconfigured):
+    """Topic {topic} does not exist, or its broker is starting. Mend it: mqadmin updateTopic -n NAMESERVER -c CLUSTER
+    -t {topic} -a +message.type=DELAY"""
+
+    topic: str
+
+
+@dataclass(eq=False)
+class TopicIsNotDelay(BrokerMisconfigured):
+    """Topic {topic} has message type {type}, not DELAY. Mend it: mqadmin updateTopic -n NAMESERVER -c CLUSTER
+    -t {topic} -a +message.type=DELAY"""
+
+    topic: str
+    type: str
+
+
+@dataclass(eq=False)
+class GroupMissing(BrokerMisconfigured):
+    """Consumer group {group} does not exist. Mend it: mqadmin updateSubGroup -n NAMESERVER -c CLUSTER -g {group}"""
+
+    group: str
+
+
+@dataclass(eq=False)
+class CredentialsRefused(BrokerMisconfigured):
+    """RocketMQ refuses the credentials ({text}). Set COUPON_CLOCK_ROCKETMQ_ACCESS_KEY and _SECRET_KEY, or mend it:
+    mqadmin createUser -n NAMESERVER -c CLUSTER -u USER -p PASSWORD, then mqadmin createAcl -n NAMESERVER -c CLUSTER
+    -s User:USER -r Topic:{topic},Group:{group} -a Pub,Sub -d Allow"""
+
+    topic: str
+    group: str
+    text: str
+
+
+@dataclass(eq=False)
+class CertificateNotTrusted(BrokerMisconfigured):
+    """RocketMQ's certificate is not trusted ({reason}). If the authority that signed it is your own, name the file with
+    that authority's certificate in GRPC_DEFAULT_SSL_ROOTS_FILE_PATH before the process starts: gRPC does not ask the
+    system's list"""
+
+    reason: str
+
+
+class CertificateForAnotherName(BrokerMisconfigured):
+    """RocketMQ's certificate is for another name than COUPON_CLOCK_ROCKETMQ_ENDPOINTS has. Call it there as its
+    certificate does, or have a certificate made for that name"""
+
+
+class TlsNotSpoken(BrokerMisconfigured):
+    """RocketMQ speaks no TLS at COUPON_CLOCK_ROCKETMQ_ENDPOINTS. Set COUPON_CLOCK_ROCKETMQ_TLS=false, or give its proxy
+    a certificate and -Dtls.server.mode=permissive"""
+
+
+@dataclass(eq=False)
+class HungUp(BrokerUnavailable):
+    """RocketMQ takes the connection and closes it before it says a word ({text}). If it speaks only TLS, set
+    COUPON_CLOCK_ROCKETMQ_TLS=true; the port must be that of its gRPC proxy. The loops keep trying, and ends come by the
+    sweep meanwhile."""
+
+    text: str
+
+
+@dataclass(eq=False)
+class DelayRefused(BrokerMisconfigured):
+    """RocketMQ refuses a delivery time: {text}."""
+
+    text: str
+
+
+@dataclass(eq=False)
+class DelayAboveCap(BrokerMisconfigured):
+    """RocketMQ refuses messages {ahead} ahead, so alarms are now sent {wants_ahead} ahead. Set
+    COUPON_CLOCK_ARMING_WINDOW below its cap, or raise maxDelayTimeMills in rmq-proxy.json and timerMaxDelaySec in
+    broker.conf"""
+
+    ahead: timedelta
+    wants_ahead: timedelta
+
+
+def refusal(code: int, text: str, topic: str, group: str) -> BrokerUnavailable:
+    """The server's status code, as what it means."""
+    match code:
+        case 40_402:
+            return TopicMissing(topic)
+        case 40_403:
+            return GroupMissing(group)
+        case 40_100 | 40_300:
+            return CredentialsRefused(topic, group, text)
+        case 40_012:
+            return DelayRefused(text)
+        case 42_900:
+            return Busy(text)
+        case _:
+            return Refused(code, text)
+
+
+def failed_call(code: str, text: str, topic: str, group: str) -> BrokerUnavailable:
+    """gRPC's own status, by name, where no answer came."""
+    if code in {"UNAUTHENTICATED", "PERMISSION_DENIED"}:
+        return CredentialsRefused(topic, group, text)
+    if "group not found" in text:
+        return GroupMissing(group)
+    return unconnected(text) or Unreachable(f"{code}: {text}")
+
+
+def unconnected(text: str) -> BrokerUnavailable | None:
+    """Why there is no connection, where a setting may mend it. gRPC says so only in words."""
+    _, distrusted, reason = text.partition("CERTIFICATE_VERIFY_FAILED: ")
+    if distrusted:
+        return CertificateNotTrusted(reason.removesuffix(": OK"))
+    if "Hostname Verification Check failed" in text:
+        return CertificateForAnotherName()
+    if "WRONG_VERSION_NUMBER" in text:
+        return TlsNotSpoken()
+    if "failed to connect" in text and "Socket closed" in text:
+        return HungUp(text)
+    return None

@@ -1,0 +1,1 @@
+"""Alarms, and the loops that act when one is due."""

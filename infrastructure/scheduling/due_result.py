@@ -1,0 +1,39 @@
+"""What can come of looking at a stream whose alarm is due. The loops know no more of the domain than this."""
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from uuid import UUID
+
+from msgspec import Struct
+
+from coupon_clock.domain.errors import CouponError
+from coupon_clock.infrastructure.event_store.store import Cause
+
+
+class Done(Struct, frozen=True, gc=False):
+    """Nothing is left to do: it was ended by this look (`ended_now`), or before."""
+
+    ended_now: bool
+
+
+class NotDue(Struct, frozen=True, gc=False):
+    """Too early, or moved: due at `due_at`."""
+
+    due_at: datetime
+
+
+class Unanswerable(Struct, frozen=True):
+    """This stream can never be looked at: unknown, or unreadable."""
+
+    error: CouponError
+
+
+class TryAgain(Struct, frozen=True):
+    """Not this time: PostgreSQL is away, busy, or its answer was lost."""
+
+    error: CouponError
+
+
+Answer = Done | NotDue | Unanswerable | TryAgain
+LookAt = Callable[[Sequence[UUID], Cause], Sequence[Answer]]
+"""Looks at these streams and does what is due, in few transactions; answers in their order."""

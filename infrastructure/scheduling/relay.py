@@ -1,0 +1,63 @@
+"""Hands alarms to the broker before they are due. At least once; repeats are harmless."""
+
+from datetime import timedelta
+
+import structlog
+
+from coupon_clock.infrastructure.loop import Counts
+from coupon_clock.infrastructure.messaging.broker import Broker, BrokerUnavailable, PartlyStored
+from coupon_clock.infrastructure.messaging.messages import ExpiryDue
+from coupon_clock.infrastructure.postgres.server_clock import ServerClock
+from coupon_clock.infrastructure.scheduling.alarms import Alarm, Alarms
+
+BATCH = 2_000
+"""Alarms that one round takes: in smaller ones the broker idles at the end of each."""
+
+log = structlog.get_logger()
+
+
+class Relay:
+    """`lead`: how long before the end messages are to be delivered."""
+
+    def __init__(self, alarms: Alarms, broker: Broker, clock: ServerClock, lead: timedelta) -> None:
+        self._alarms = alarms
+        self._broker = broker
+        self._clock = clock
+        self._lead = lead
+        self._leased: set[Alarm] = set()
+
+    def run_once(self) -> Counts:
+        """A crash before `publish` leaves alarms to whoever comes when the lease is over; one after it sends twice."""
+        alarms = self._alarms.claim(ahead=self._broker.wants_ahead, limit=BATCH)
+        if not alarms:
+            return Counts()
+        stored = self._publish(alarms)
+        if self._broker.forgets:
+            self._lease(stored)
+        else:
+            self._alarms.mark_armed(stored)
+        return Counts(armed=len(stored))
+
+    def release(self) -> None:
+        """At a clean stop: what a forgetting broker holds is free for other processes at once."""
+        self._alarms.release(list(self._leased))
+        self._leased.clear()
+
+    def _publish(self, alarms: list[Alarm]) -> list[Alarm]:
+        """Those that are stored. What the broker did not take is free at once, not only when the lease is over."""
+        try:
+            self._broker.publish([ExpiryDue(alarm.stream_id, alarm.due_at) for alarm in alarms], self._lead)
+        except PartlyStored as partly:
+            log.warning(str(partly), action="publish", missing=len(partly.missing), messages=len(alarms))
+            missing = {Alarm(message.stream_id, message.due_at) for message in partly.missing}
+            self._alarms.release(list(missing))
+            return [alarm for alarm in alarms if alarm not in missing]
+        except BrokerUnavailable:
+            self._alarms.release(alarms)
+            raise
+        return alarms
+
+    def _lease(self, alarms: list[Alarm]) -> None:
+        self._alarms.lease_past_due(alarms)
+        now = self._clock.now()
+        self._leased = {alarm for alarm in self._leased if alarm.due_at > now} | set(alarms)

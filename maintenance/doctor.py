@@ -1,0 +1,186 @@
+"""Looks at all that Coupon Clock stands on, and says in one sentence each what is wrong and what mends it.
+
+Changes nothing, but for one message to RocketMQ that ends no template: only sending shows what a broker takes.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from threading import Event
+from typing import NamedTuple
+from uuid import uuid4
+
+import psycopg
+from psycopg.rows import TupleRow
+
+from coupon_clock.domain.errors import CouponError
+from coupon_clock.infrastructure.event_store import migrations as schema
+from coupon_clock.infrastructure.messaging.messages import ExpiryDue, to_wire
+from coupon_clock.infrastructure.messaging.rocketmq.access import Access
+from coupon_clock.infrastructure.messaging.rocketmq.connection import Connection
+from coupon_clock.infrastructure.messaging.rocketmq.errors import DelayAboveCap, DelayRefused
+from coupon_clock.infrastructure.messaging.rocketmq.library import require_library
+from coupon_clock.infrastructure.messaging.rocketmq.requests import Outgoing
+from coupon_clock.infrastructure.postgres.pool import available, connect
+from coupon_clock.infrastructure.settings import Settings
+
+MOST_SKEW = timedelta(seconds=1)
+ARMING_S = 1.0
+"""How long a relay may take with an alarm that has just been made."""
+
+OVERDUE = """
+SELECT count(*), min(due_at)
+  FROM alarm
+ WHERE due_at <= (SELECT coupon_clock_now() - %s)
+"""
+UNARMED = """
+SELECT count(*)
+  FROM alarm
+ WHERE armed_at IS NULL
+   AND due_at BETWEEN (SELECT coupon_clock_now()) AND (SELECT coupon_clock_now() + %s)
+   AND (leased_until IS NULL OR leased_until <= coupon_clock_now())
+"""
+
+
+class Diagnosis(NamedTuple):
+    """`says`: what was found, or what is wrong and the command that mends it."""
+
+    part: str
+    ok: bool
+    says: str
+
+
+@dataclass(eq=False)
+class ClocksApart(CouponError):
+    """This host's clock is {seconds:.1f} s {where} PostgreSQL's, whose time decides: nothing ends wrongly, but logs mislead and RocketMQ, if its clock is as wrong, delivers at the wrong time. Mend it: chronyc makestep"""  # noqa: E501
+
+    seconds: float
+    where: str
+
+
+@dataclass(eq=False)
+class AlarmsOverdue(CouponError):
+    """{count} templates should have been ended already, the first at {since:%Y-%m-%dT%H:%M:%SZ}: no sweep runs, or it fails and its log says why. Mend it: coupon-clock run --role reconciler"""  # noqa: E501
+
+    count: int
+    since: datetime
+
+
+@dataclass(eq=False)
+class AlarmsUnarmed(CouponError):
+    """{count} templates end within {lead:g} s and no broker was told: they will be ended by the sweep, up to two seconds late. Mend it: coupon-clock run --role relay"""  # noqa: E501
+
+    count: int
+    lead: float
+
+
+def examine(settings: Settings) -> Iterator[Diagnosis]:
+    """Each part as it is looked at; what stands on a broken one is left out."""
+    yield from _examine_postgresql(settings)
+    yield from _examine_rocketmq(settings)
+
+
+def _examine_postgresql(settings: Settings) -> Iterator[Diagnosis]:
+    try:
+        settings.database()
+        connection = connect(settings)
+    except CouponError as error:
+        yield Diagnosis("postgresql", False, str(error))
+        return
+    with connection:
+        log = _diagnosis("log", lambda: _log(connection))
+        yield log
+        if log.ok:
+            yield _diagnosis("clock", lambda: _clock(connection))
+            yield _diagnosis("sweep", lambda: _sweep(connection, settings))
+            yield _diagnosis("relay", lambda: _relay(connection, settings))
+
+
+def _diagnosis(part: str, look: Callable[[], str]) -> Diagnosis:
+    """`look` says what is fine, or raises what is not."""
+    try:
+        with available():
+            return Diagnosis(part, True, look())
+    except CouponError as error:
+        return Diagnosis(part, False, str(error))
+
+
+def _log(connection: psycopg.Connection[TupleRow]) -> str:
+    schema.check(connection)
+    version = connection.info.parameter_status("server_version")
+    return f"PostgreSQL {version}, a primary, with all {len(schema.MIGRATIONS)} migrations and a log that is whole"
+
+
+def _clock(connection: psycopg.Connection[TupleRow]) -> str:
+    before = datetime.now(UTC)
+    (server,) = schema.one(connection, "SELECT coupon_clock_now()")
+    skew = before + (datetime.now(UTC) - before) / 2 - server
+    if abs(skew) > MOST_SKEW:
+        raise ClocksApart(abs(skew).total_seconds(), "ahead of" if skew > timedelta() else "behind")
+    return f"this host and PostgreSQL agree on the time, to {1_000 * abs(skew).total_seconds():.0f} ms"
+
+
+def _sweep(connection: psycopg.Connection[TupleRow], settings: Settings) -> str:
+    """Twice its usual time is allowed, so that a busy sweep is no finding."""
+    allowed = timedelta(seconds=2 * (settings.sweep_grace + settings.sweep_interval))
+    count, since = schema.one(connection, OVERDUE, allowed)
+    if count:
+        raise AlarmsOverdue(count, since)
+    return "nothing is overdue"
+
+
+def _relay(connection: psycopg.Connection[TupleRow], settings: Settings) -> str:
+    """Looks again after a moment: an alarm may have been made just now."""
+    if _unarmed(connection, settings):
+        Event().wait(ARMING_S)
+    if count := _unarmed(connection, settings):
+        raise AlarmsUnarmed(count, settings.lead)
+    return "all that ends soon is with a broker"
+
+
+def _unarmed(connection: psycopg.Connection[TupleRow], settings: Settings) -> int:
+    (count,) = schema.one(connection, UNARMED, settings.lead_time)
+    return int(count)
+
+
+def _examine_rocketmq(settings: Settings) -> Iterator[Diagnosis]:
+    if not settings.rocketmq_endpoints:
+        yield Diagnosis("broker", True, "the in-process one: COUPON_CLOCK_ROCKETMQ_ENDPOINTS is not set")
+        return
+    yield _diagnosis("topic", lambda: _topic(settings))
+    yield _diagnosis("group", lambda: _group(settings))
+
+
+def _topic(settings: Settings) -> str:
+    """Sends a message as far ahead as alarms are sent, about no template, and due when nobody would hold it: whoever
+    receives it acknowledges it, and that is all."""
+    deliver_at = datetime.now(UTC) + settings.arming_window_time
+    body = to_wire(ExpiryDue(uuid4(), datetime.max.replace(tzinfo=UTC)))
+    with _connected(settings, Connection.for_sending) as connection:
+        (failure,) = connection.send([Outgoing("doctor", body, int(deliver_at.timestamp()))])
+    if isinstance(failure, DelayRefused):
+        raise DelayAboveCap(settings.arming_window_time, settings.arming_window_time / 2)
+    if failure:
+        raise failure
+    return f"{settings.rocketmq_topic} takes messages {settings.arming_window_time} ahead"
+
+
+def _group(settings: Settings) -> str:
+    """Receives nothing: what is received is away from others for a while. Who may not receive is refused already when
+    the connection says what it would receive, and as which group."""
+    with _connected(settings, Connection.for_receiving) as connection:
+        brokers = ", ".join(lane.broker for lane in connection.lanes())
+    return f"{settings.rocketmq_group} can receive from {brokers}"
+
+
+@contextmanager
+def _connected(settings: Settings, build: Callable[[Access], Connection]) -> Iterator[Connection]:
+    access = Access.of(settings)
+    require_library()
+    connection = build(access)
+    try:
+        connection.start()
+        yield connection
+    finally:
+        connection.close()

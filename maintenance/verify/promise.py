@@ -1,0 +1,144 @@
+"""Proves the promise from the log alone: every template that ended did so once, last, not early; and how late.
+
+Reads any live database, in one snapshot and in bounded memory.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from itertools import islice
+from uuid import UUID
+
+from msgspec import Struct, field
+
+from coupon_clock.domain.coupon_template import due_at, fold
+from coupon_clock.domain.events import Ended, EndReason, Event
+from coupon_clock.infrastructure.event_store.bulk_reader import Alongside, copied, snapshot, streams
+from coupon_clock.infrastructure.event_store.migrations import one
+from coupon_clock.infrastructure.event_store.store import Envelope, EventStore
+from coupon_clock.infrastructure.settings import Settings
+
+ALARMS = "COPY (SELECT stream_id, due_at FROM alarm ORDER BY stream_id) TO STDOUT (FORMAT BINARY)"
+MOST_NAMED = 1_000
+MICROSECONDS_A_BUCKET = 100
+
+
+class Violation(Struct, frozen=True):
+    """One broken promise: `position` is that of the event that breaks it, None where an alarm does."""
+
+    stream_id: UUID
+    position: int | None
+    what: str
+
+
+class Lateness(Struct):
+    """From end to decision, in seconds; exact to 0.1 ms."""
+
+    buckets: Counter[int] = field(default_factory=Counter)
+    worst: timedelta = timedelta(0)
+
+    def add(self, lateness: timedelta) -> None:
+        self.buckets[lateness // timedelta(microseconds=MICROSECONDS_A_BUCKET)] += 1
+        self.worst = max(self.worst, lateness)
+
+    @property
+    def count(self) -> int:
+        return self.buckets.total()
+
+    def quantile(self, share: float) -> float:
+        """Seconds; 0 where nothing ended."""
+        wanted, seen = share * self.count, 0
+        for bucket in sorted(self.buckets):
+            seen += self.buckets[bucket]
+            if seen >= wanted:
+                return bucket * MICROSECONDS_A_BUCKET / 1e6
+        return 0.0
+
+
+class Report(Struct):
+    """What a check came to. `violations` and `overdue` name up to 1,000 each; the counts are of all."""
+
+    templates: int = 0
+    ended: Counter[str] = field(default_factory=Counter)
+    lateness: dict[str, Lateness] = field(default_factory=dict)
+    violations: list[Violation] = field(default_factory=list)
+    violation_count: int = 0
+    overdue: list[UUID] = field(default_factory=list)
+    overdue_count: int = 0
+
+    @property
+    def found_something(self) -> bool:
+        return bool(self.violation_count or self.overdue_count)
+
+
+def check(settings: Settings, store: EventStore[Event], grace: timedelta) -> Report:
+    """`grace`: how long after its end a template counts as overdue. Raises DatabaseUnavailable, UnreadableEvent."""
+    report = Report()
+    with snapshot(settings, 2) as (log, beside):
+        (now,) = one(log, "SELECT coupon_clock_now()")
+        with copied(beside, ALARMS, ("uuid", "timestamptz")) as pairs, streams(log, store) as found:
+            alarms = Alongside(pairs)
+            for stream_id, envelopes in found:
+                _note(report, (surplus(other) for other, _ in alarms.before(stream_id)))
+                _check_stream(report, stream_id, envelopes, alarms.at(stream_id), now - grace)
+            _note(report, (surplus(other) for other, _ in alarms.rest()))
+    return report
+
+
+def _check_stream(
+    report: Report, stream_id: UUID, envelopes: list[Envelope[Event]], alarm: datetime | None, overdue_since: datetime
+) -> None:
+    report.templates += 1
+    _note(report, ending_violations(stream_id, envelopes))
+    state = fold(envelope.event for envelope in envelopes)
+    due = due_at(state) if state else None
+    if alarm != due:
+        _note(report, iter([Violation(stream_id, None, f"its alarm is {alarm}, the log says {due}")]))
+    if due is not None and due < overdue_since:
+        report.overdue_count += 1
+        report.overdue += [stream_id] if len(report.overdue) < MOST_NAMED else []
+    _measure(report, envelopes[-1])
+
+
+def ending_violations(stream_id: UUID, envelopes: list[Envelope[Event]]) -> Iterator[Violation]:
+    """Ended more than once, not last, early, or with another end than the template's."""
+    ends = [(number, envelope) for number, envelope in enumerate(envelopes) if isinstance(envelope.event, Ended)]
+    for _, envelope in ends[1:]:
+        yield Violation(stream_id, envelope.position, "it ended again")
+    for number, envelope in ends[:1]:
+        if number != len(envelopes) - 1:
+            yield Violation(stream_id, envelopes[number + 1].position, "something happened after its end")
+        before = fold(earlier.event for earlier in envelopes[:number])
+        event = envelope.event
+        assert isinstance(event, Ended)
+        if event.reason is EndReason.EXPIRED and before is not None:
+            if envelope.recorded_at < before.valid_until:
+                yield Violation(
+                    stream_id, envelope.position, f"it ended {before.valid_until - envelope.recorded_at} early"
+                )
+            if event.ended_at != before.valid_until:
+                yield Violation(stream_id, envelope.position, f"ended_at is {event.ended_at}, not {before.valid_until}")
+
+
+def surplus(stream_id: UUID) -> Violation:
+    return Violation(stream_id, None, "it has an alarm and no events")
+
+
+def _measure(report: Report, last: Envelope[Event]) -> None:
+    if isinstance(last.event, Ended):
+        report.ended[last.event.reason] += 1
+        if last.event.reason is EndReason.EXPIRED:
+            lateness = report.lateness.setdefault(last.cause, Lateness())
+            lateness.add(last.recorded_at - last.event.ended_at)
+
+
+def _note(report: Report, violations: Iterator[Violation]) -> None:
+    report.violations += islice(_counted(report, violations), max(0, MOST_NAMED - len(report.violations)))
+    for _ in _counted(report, violations):
+        pass
+
+
+def _counted(report: Report, violations: Iterator[Violation]) -> Iterator[Violation]:
+    for violation in violations:
+        report.violation_count += 1
+        yield violation

@@ -1,0 +1,184 @@
+"""Compares what is derived with the log it derives from: each projection with a fresh fold, alarms with the streams.
+
+In one snapshot, so that it is right on a running system. Streams, rows and alarms are read side by side in order of
+their ids, so that memory stays flat; only a projection with other keys is folded in memory, where its rows are few.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import datetime
+from random import Random
+from typing import Any, Protocol
+from uuid import UUID
+
+from msgspec import Struct
+from psycopg import Connection
+from psycopg.rows import TupleRow
+
+from coupon_clock.domain.coupon_template import due_at, fold
+from coupon_clock.domain.errors import CouponError
+from coupon_clock.domain.events import Event
+from coupon_clock.infrastructure.event_store.bulk_reader import (
+    ALL,
+    SOME,
+    Alongside,
+    copied,
+    snapshot,
+    streams,
+)
+from coupon_clock.infrastructure.event_store.store import Envelope, EventStore
+from coupon_clock.infrastructure.settings import Settings
+from coupon_clock.maintenance.verify.stored_rows import Difference, StoredRows
+from coupon_clock.projections.engine.projection import Key, Projection, position
+from coupon_clock.projections.rebuild.dry_run import folded_by_key
+from coupon_clock.projections.rebuild.replay import folded
+
+ALARM = "alarm"
+
+SINCE = "SELECT DISTINCT originator_id FROM coupon_template_events WHERE notification_id > %(since)s"
+SAMPLE = "SELECT DISTINCT {id} FROM {table} TABLESAMPLE SYSTEM (%(percent)s)"
+
+
+class Part(Struct, frozen=True, kw_only=True):
+    """Which streams to look at: `since`: those that changed after this position; `percent`: a sample of that size, in
+    whole pages of the tables, so that the rest need not be read."""
+
+    since: int | None = None
+    percent: float | None = None
+
+    @property
+    def is_all(self) -> bool:
+        return self.since is None and self.percent is None
+
+
+@dataclass(eq=False)
+class NotInParts(CouponError):
+    """{name} can only be verified as a whole, because its rows gather many streams: leave out --since and --sample."""
+
+    name: str
+
+
+def verify(
+    settings: Settings,
+    store: EventStore[Event],
+    projections: Sequence[Projection[Any]],
+    alarms: bool = True,
+    part: Part = Part(),  # noqa: B008  (frozen)
+) -> Iterator[Difference]:
+    """Every difference. Raises DatabaseUnavailable, UnreadableEvent, ReadModelOutdated, NotInParts."""
+    by_stream = [projection for projection in projections if projection.one_row_a_stream]
+    others = [projection for projection in projections if not projection.one_row_a_stream]
+    if others and not part.is_all:
+        raise NotInParts(others[0].name)
+    with snapshot(settings, 1 + len(by_stream) + alarms) as (log, *beside), ExitStack() as stack:
+        ids = None if part.is_all else _ids(log, by_stream, alarms, part)
+        checks: list[Check] = [Rows(stack, c, p, ids) for c, p in zip(beside, by_stream, strict=False)]
+        checks += [Alarms(stack, beside[-1], ids)] if alarms else []
+        if checks:
+            yield from _differences(log, store, checks, ids)
+        for projection in others:
+            yield from _differences_by_key(log, store, projection)
+
+
+# ── by stream ────────────────────────────────────────────────────────────────────────────────────
+
+
+class Check(Protocol):
+    """Something that has at most one row a stream. Both are called in order of the ids."""
+
+    def of(self, stream_id: UUID, envelopes: list[Envelope[Event]]) -> Iterable[Difference]: ...
+
+    def rest(self) -> Iterable[Difference]: ...
+
+
+def _differences(
+    connection: Connection[TupleRow], store: EventStore[Event], checks: Sequence[Check], ids: list[UUID] | None
+) -> Iterator[Difference]:
+    with streams(connection, store, ALL if ids is None else SOME, {"ids": ids}) as found:
+        for stream_id, envelopes in found:
+            for check in checks:
+                yield from check.of(stream_id, envelopes)
+    for check in checks:
+        yield from check.rest()
+
+
+class Rows:
+    """Of a projection whose key is the stream's id."""
+
+    def __init__(
+        self, stack: ExitStack, connection: Connection[TupleRow], projection: Projection[Any], ids: list[UUID] | None
+    ) -> None:
+        self._projection = projection
+        self._checkpoint = position(connection, projection)
+        self._stored = StoredRows(projection)
+        rows = stack.enter_context(self._stored.rows(connection, ids))
+        self._live = Alongside((row[0], row) for row in rows)
+
+    def of(self, stream_id: UUID, envelopes: list[Envelope[Event]]) -> Iterable[Difference]:
+        surplus = self._surplus(self._live.before(stream_id))
+        if envelopes[-1].position > self._checkpoint:
+            envelopes = [envelope for envelope in envelopes if envelope.position <= self._checkpoint]
+        row = folded(self._projection, envelopes)
+        return surplus + self._stored.differences(stream_id, self._live.at(stream_id), row)
+
+    def rest(self) -> Iterable[Difference]:
+        return self._surplus(self._live.rest())
+
+    def _surplus(self, rows: Iterable[tuple[UUID, Any]]) -> list[Difference]:
+        return [difference for stream_id, row in rows for difference in self._stored.differences(stream_id, row, None)]
+
+
+class Alarms:
+    """Each is due when its stream says."""
+
+    def __init__(self, stack: ExitStack, connection: Connection[TupleRow], ids: list[UUID] | None) -> None:
+        where = "" if ids is None else "WHERE stream_id = ANY(%(ids)s::uuid[])"
+        statement = f"COPY (SELECT stream_id, due_at FROM alarm {where} ORDER BY stream_id) TO STDOUT (FORMAT BINARY)"
+        alarms = copied(connection, statement, ("uuid", "timestamptz"), {"ids": ids})
+        self._alarms = Alongside(stack.enter_context(alarms))
+
+    def of(self, stream_id: UUID, envelopes: list[Envelope[Event]]) -> Iterable[Difference]:
+        surplus = self._surplus(self._alarms.before(stream_id))
+        state = fold(envelope.event for envelope in envelopes)
+        found, should_be = self._alarms.at(stream_id), due_at(state) if state else None
+        return surplus + ([] if found == should_be else [Difference(ALARM, stream_id, "due_at", found, should_be)])
+
+    def rest(self) -> Iterable[Difference]:
+        return self._surplus(self._alarms.rest())
+
+    def _surplus(self, alarms: Iterable[tuple[UUID, datetime]]) -> list[Difference]:
+        return [Difference(ALARM, stream_id, "due_at", due, None) for stream_id, due in alarms]
+
+
+def _ids(
+    connection: Connection[TupleRow], projections: Sequence[Projection[Any]], alarms: bool, part: Part
+) -> list[UUID]:
+    """The streams of that part."""
+    if part.since is not None:
+        ids = [stream_id for (stream_id,) in connection.execute(SINCE, {"since": part.since})]
+        return ids if part.percent is None else Random().sample(ids, round(len(ids) * part.percent / 100))
+    tables = [("coupon_template_events", "originator_id"), *([(ALARM, "stream_id")] if alarms else [])]
+    tables += [(p.name, p.table(p.name).primary_key.columns[0].name) for p in projections]
+    statement = " UNION ".join(SAMPLE.format(table=table, id=name) for table, name in tables)
+    return [stream_id for (stream_id,) in connection.execute(statement, {"percent": part.percent})]
+
+
+# ── by other keys ────────────────────────────────────────────────────────────────────────────────
+
+
+def _differences_by_key(
+    connection: Connection[TupleRow], store: EventStore[Event], projection: Projection[Any]
+) -> Iterator[Difference]:
+    should_be = folded_by_key(connection, store, projection, position(connection, projection))
+    stored = StoredRows(projection)
+    with stored.rows(connection, None) as rows:
+        for row in rows:
+            key = row[: stored.key_length]
+            yield from stored.differences(named(key), row, should_be.pop(key, None))
+    for key, missing in should_be.items():
+        yield from stored.differences(named(key), None, missing)
+
+
+def named(key: Key) -> str:
+    return " / ".join(map(str, key))

@@ -1,0 +1,282 @@
+"""The read model of coupon templates: its table, its fold, its queries. One row a template.
+
+States come from the time, so that nothing is called usable at or after its end, however far behind the rows are.
+"""
+
+from collections.abc import Iterator
+from datetime import datetime
+from itertools import chain
+from typing import Any, Literal, get_args
+from uuid import UUID
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import asdict, replace
+from psycopg import Connection
+from psycopg.rows import TupleRow
+from sqlalchemy import BigInteger, Column, DateTime, Index, MetaData, Select, Table, Text, Uuid, func, select
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.sql.elements import ColumnElement
+
+from coupon_clock.domain import rules
+from coupon_clock.domain.discount import Discount
+from coupon_clock.domain.events import (
+    ConsumeRule,
+    Created,
+    Ended,
+    EndReason,
+    Event,
+    ReceiveRule,
+    StockIncreased,
+    ValidityChanged,
+)
+from coupon_clock.domain.rules import Problems
+from coupon_clock.infrastructure.event_store.store import Envelope
+from coupon_clock.projections.engine.projection import Projection, same_shape
+from coupon_clock.projections.engine.query_validation import (
+    LARGEST_PAGE,
+    limit_problems,
+    of_type,
+    shop_problems,
+    template_problems,
+)
+from coupon_clock.projections.engine.tables import selected
+
+NAME = "coupon_template"
+FOLD_VERSION = 1
+
+# Read once a statement: the function is volatile, and all rows must be filtered and judged at one time. A scalar, not
+# a join: only so does PostgreSQL know that the rows still come in the order of the index.
+CLOCK = select(func.coupon_clock_now().label("as_of")).cte("clock").prefix_with("MATERIALIZED")
+AS_OF = select(CLOCK.c.as_of).scalar_subquery().label("as_of")
+
+State = Literal["upcoming", "active", "over"]
+
+
+def table(name: str) -> Table:
+    """The live table, or a shadow of it under another name."""
+    time = DateTime(timezone=True)
+    columns = Table(
+        name,
+        MetaData(),
+        Column("template_id", Uuid, primary_key=True),
+        Column("shop_number", BigInteger, nullable=False),
+        Column("name", Text, nullable=False),
+        Column("source", Text, nullable=False),
+        Column("target", Text, nullable=False),
+        Column("goods", Text),
+        Column("discount", JSONB, nullable=False),
+        Column("receive_rule", JSONB, nullable=False),
+        Column("consume_rule", JSONB, nullable=False),
+        Column("valid_from", time, nullable=False),
+        Column("valid_until", time, nullable=False),
+        Column("stock", BigInteger, nullable=False),
+        Column("reason", Text),
+        Column("ended_at", time),
+        Column("version", BigInteger, nullable=False),
+        Column("position", BigInteger, nullable=False),
+    )
+    Index(f"{name}_shop_idx", columns.c.shop_number, columns.c.template_id)
+    Index(f"{name}_shop_end_idx", columns.c.shop_number, columns.c.valid_until, columns.c.template_id)
+    return columns
+
+
+LIVE = table(NAME)
+
+
+class TemplateRow(Struct, frozen=True, kw_only=True, gc=False):
+    """One row, column by column; `position` is that of the event that last changed it."""
+
+    template_id: UUID
+    shop_number: int
+    name: str
+    source: str
+    target: str
+    goods: str | None
+    discount: Discount
+    receive_rule: ReceiveRule
+    consume_rule: ConsumeRule
+    valid_from: datetime
+    valid_until: datetime
+    stock: int
+    reason: EndReason | None = None
+    ended_at: datetime | None = None
+    version: int
+    position: int
+
+
+class TemplateView(TemplateRow, frozen=True, kw_only=True):
+    """A row as of `as_of`, PostgreSQL's time when it was read."""
+
+    as_of: datetime
+
+    @property
+    def state(self) -> State:
+        if self.ended_at is not None or self.as_of >= self.valid_until:
+            return "over"
+        return "upcoming" if self.as_of < self.valid_from else "active"
+
+    @property
+    def is_usable(self) -> bool:
+        return self.state == "active"
+
+
+# ── fold ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def fold(row: TemplateRow | None, envelope: Envelope[Event]) -> TemplateRow:
+    """The row after one more event: the same for the projector, a rebuild and a check."""
+    event = envelope.event
+    place: dict[str, Any] = {"version": envelope.version, "position": envelope.position}
+    if isinstance(event, Created):
+        return TemplateRow(**msgspec.structs.asdict(event), **place)
+    assert row is not None, "a stream begins with Created"
+    match event:
+        case StockIncreased():
+            return replace(row, stock=row.stock + event.by, **place)
+        case ValidityChanged():
+            return replace(row, valid_from=event.valid_from, valid_until=event.valid_until, **place)
+        case Ended():
+            return replace(row, reason=event.reason, ended_at=event.ended_at, **place)
+
+
+TEMPLATE_ROWS: Projection[TemplateRow] = Projection(
+    name=NAME,
+    fold_version=FOLD_VERSION,
+    table=table,
+    row=TemplateRow,
+    key=lambda envelope: (envelope.stream_id,),
+    fold=fold,
+    one_row_a_stream=True,
+)
+
+
+# ── queries ──────────────────────────────────────────────────────────────────────────────────────
+
+
+class Filters(Struct, frozen=True, kw_only=True):
+    """All that are given must hold. `state`: by PostgreSQL's time; `ended`: whether its Ended is recorded;
+    `ends_before` and `ends_after`, aware times, bound `valid_until`, both excluded; `discount`: FixedAmount,
+    ThresholdAmount, Percentage."""
+
+    name_contains: str | None = None
+    goods: str | None = None
+    target: str | None = None
+    discount: str | None = None
+    state: State | None = None
+    ended: bool | None = None
+    ends_before: datetime | None = None
+    ends_after: datetime | None = None
+
+
+class Page(Struct, frozen=True):
+    """Views in order of their ids, oldest template first; `after`: the cursor of the next page, None at the end."""
+
+    views: list[TemplateView]
+    after: UUID | None
+
+
+def find(connection: Connection[TupleRow], shop_number: int, template_id: UUID) -> TemplateView | None:
+    """Raises InvalidCommand, which names the argument that cannot be asked for."""
+    rules.refuse(template_problems(shop_number, template_id))
+    columns = LIVE.c
+    wanted = (columns.shop_number == shop_number) & (columns.template_id == template_id)
+    views = viewed(connection, select(LIVE, AS_OF).where(wanted))
+    return views[0] if views else None
+
+
+def page(connection: Connection[TupleRow], shop_number: int, filters: Filters, after: UUID | None, limit: int) -> Page:
+    """`limit`: from 1; more than LARGEST_PAGE is taken for that, as the cursor leads to the rest.
+
+    Raises InvalidCommand, which names each argument and filter that cannot be asked for.
+    """
+    rules.refuse(
+        chain(
+            shop_problems(shop_number),
+            filter_problems(filters),
+            of_type("after", after, UUID) if after is not None else (),
+            limit_problems(limit),
+        )
+    )
+    limit = min(limit, LARGEST_PAGE)
+    views = viewed(connection, page_statement(shop_number, filters, after, limit + 1))
+    more = len(views) > limit
+    return Page(views[:limit], views[limit - 1].template_id if more else None)
+
+
+def filter_problems(filters: Filters) -> Problems:
+    """Naive times, and words that no row can have: all that would find nothing, or another thing than was meant."""
+    for field, value in asdict(filters).items():
+        if value is None:
+            continue
+        if wrong_type := list(of_type(field, value, FILTER_TYPES[field])):
+            yield from wrong_type
+        elif field in CHOICES:
+            yield from rules.one_of(field, value, CHOICES[field])
+        elif isinstance(value, datetime):
+            yield from rules.instant(field, value)
+        elif isinstance(value, str):
+            yield from rules.storable(field, value)
+
+
+FILTER_TYPES: dict[str, type] = {
+    "name_contains": str,
+    "goods": str,
+    "target": str,
+    "discount": str,
+    "state": str,
+    "ended": bool,
+    "ends_before": datetime,
+    "ends_after": datetime,
+}
+CHOICES: dict[str, tuple[str, ...]] = {
+    "target": rules.TARGETS,
+    "discount": tuple(kind.__name__ for kind in get_args(Discount)),
+    "state": get_args(State),
+}
+
+
+def page_statement(shop_number: int, filters: Filters, after: UUID | None, limit: int) -> Select[Any]:
+    """Walks the shop's part of one index from the cursor on; the filters are looked at row by row."""
+    columns = LIVE.c
+    wanted = [columns.shop_number == shop_number, *_conditions(filters)]
+    if after is not None:
+        wanted.append(columns.template_id > after)
+    return select(LIVE, AS_OF).where(*wanted).order_by(columns.template_id).limit(limit)
+
+
+def _conditions(filters: Filters) -> Iterator[ColumnElement[bool]]:
+    columns = LIVE.c
+    if filters.name_contains is not None:
+        yield columns.name.contains(filters.name_contains, autoescape=True)
+    if filters.goods is not None:
+        yield columns.goods == filters.goods
+    if filters.target is not None:
+        yield columns.target == filters.target
+    if filters.discount is not None:
+        yield columns.discount["type"].astext == filters.discount
+    if filters.state is not None:
+        yield _in_state(filters.state)
+    if filters.ended is not None:
+        yield columns.ended_at.is_not(None) if filters.ended else columns.ended_at.is_(None)
+    if filters.ends_before is not None:
+        yield columns.valid_until < filters.ends_before
+    if filters.ends_after is not None:
+        yield columns.valid_until > filters.ends_after
+
+
+def _in_state(state: State) -> ColumnElement[bool]:
+    columns = LIVE.c
+    is_over = columns.ended_at.is_not(None) | (columns.valid_until <= AS_OF)
+    match state:
+        case "over":
+            return is_over
+        case "upcoming":
+            return ~is_over & (columns.valid_from > AS_OF)
+        case "active":
+            return ~is_over & (columns.valid_from <= AS_OF)
+
+
+def viewed(connection: Connection[TupleRow], statement: Select[Any]) -> list[TemplateView]:
+    with same_shape(TEMPLATE_ROWS):
+        return [msgspec.convert(row, TemplateView) for row in selected(connection, statement)]

@@ -1,0 +1,1 @@
+"""A projection made anew from the log, while the old rows serve."""

@@ -1,0 +1,129 @@
+"""Further processes that take part in a replay: Python folds on one core a process.
+
+A worker is told what to do in one line on its standard input, and stops when that is closed, also when the process at
+the other end died. One that fails only leaves its chunks to the others.
+"""
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from select import select
+
+import msgspec
+import structlog
+from msgspec import Struct
+
+from coupon_clock.domain.errors import CouponError
+from coupon_clock.domain.events import StoredEvent
+from coupon_clock.infrastructure.event_store.store import EventStore
+from coupon_clock.infrastructure.postgres.pool import available, open_pool
+from coupon_clock.infrastructure.postgres.server_clock import ServerClock
+from coupon_clock.infrastructure.settings import Settings
+from coupon_clock.projections.rebuild.replay import Pace, Replay
+from coupon_clock.projections.registry import projection_named
+
+LONGEST_STOP_S = 30
+
+log = structlog.get_logger()
+
+
+class Job(Struct, frozen=True):
+    """What a worker is told. The URL may hold a password: that is why it does not come as an argument."""
+
+    database_url: str
+    database_schema: str
+    projection: str
+    position: int
+    events_per_s: float | None
+
+
+class Workers:
+    """So many processes, importing while the chunks are still being planned."""
+
+    def __init__(self, number: int) -> None:
+        # As this process finds its modules, so shall they.
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        self._processes = [
+            subprocess.Popen(
+                [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment
+            )
+            for _ in range(number)
+        ]
+
+    def __len__(self) -> int:
+        return len(self._processes)
+
+    def begin(self, job: Job) -> None:
+        for process in self._processes:
+            assert process.stdin is not None
+            try:
+                process.stdin.write(msgspec.json.encode(job) + b"\n")
+                process.stdin.flush()
+            except BrokenPipeError:
+                log.warning("worker gone", action="rebuild", exit_code=process.wait())
+
+    def wait(self) -> None:
+        """Until each has nothing left to take."""
+        for process in self._processes:
+            if process.wait() != 0:
+                log.warning("worker failed", action="rebuild", exit_code=process.returncode)
+
+    def stop(self) -> None:
+        """Each finishes the chunk in hand."""
+        for process in self._processes:
+            assert process.stdin is not None
+            with suppress(BrokenPipeError):
+                process.stdin.close()
+        for process in self._processes:
+            try:
+                process.wait(LONGEST_STOP_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+@contextmanager
+def workers(number: int) -> Iterator[Workers]:
+    started = Workers(number)
+    try:
+        yield started
+    finally:
+        started.stop()
+
+
+def main() -> int:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the process at the other end decides
+    line = sys.stdin.buffer.readline()
+    if not line:
+        return 0
+    gc.freeze()
+    try:
+        work(msgspec.json.decode(line, type=Job))
+    except CouponError as error:
+        log.warning("worker failed", action="rebuild", why=str(error))
+        return 1
+    return 0
+
+
+def told_to_stop(within: float = 0.0) -> bool:
+    """Nothing more is ever said: whatever makes the input readable is its end."""
+    return bool(select([sys.stdin], [], [], within)[0])
+
+
+def work(job: Job) -> None:
+    settings = Settings.load(database_url=job.database_url, database_schema=job.database_schema, database_connections=2)
+    pool = open_pool(settings)
+    with pool, available(), pool.connection() as connection:
+        store: EventStore[StoredEvent] = EventStore(pool, ServerClock(), StoredEvent)
+        replay = Replay(connection, store, projection_named(job.projection), job.position)
+        pace = Pace(job.events_per_s, told_to_stop)
+        while not told_to_stop() and (events := replay.run_once()) is not None:
+            pace.passed(events)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,341 @@
+"""Streams of one kind that are to be looked at when they are due, and the loops that do so at the instant.
+
+Knows no coupon: what such a stream is comes in as a Decider. app.py puts coupon templates on it, and
+examples/order_timeout.py puts orders, in a schema and a topic of their own.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from threading import Event as StopEvent
+from types import TracebackType
+from typing import Any, Generic, Literal, Self
+from uuid import UUID
+
+import structlog
+from msgspec import Struct
+from psycopg import Connection
+
+from coupon_clock.domain.errors import CouponError, OutcomeUnknown
+from coupon_clock.infrastructure import telemetry
+from coupon_clock.infrastructure.command_handling.handler import (
+    Command,
+    Decider,
+    Event,
+    Executed,
+    Execution,
+    Overtaken,
+    State,
+)
+from coupon_clock.infrastructure.event_store import migrations as schema
+from coupon_clock.infrastructure.event_store.migrations import UnsafeLog
+from coupon_clock.infrastructure.event_store.store import Cause, Envelope, EventStore
+from coupon_clock.infrastructure.event_store.subscription import Batch, Follower
+from coupon_clock.infrastructure.loop import Bell, Counts, Loop, join, start
+from coupon_clock.infrastructure.messaging.broker import Broker, MemoryBroker
+from coupon_clock.infrastructure.messaging.messages import ExpiryDue, UnreadableMessage, from_wire
+from coupon_clock.infrastructure.messaging.rejected import Rejected, RejectedMessages
+from coupon_clock.infrastructure.postgres.caller_transaction import joined
+from coupon_clock.infrastructure.postgres.pool import DatabaseUnavailable, Pool, available, connect, open_pool
+from coupon_clock.infrastructure.postgres.server_clock import ServerClock
+from coupon_clock.infrastructure.scheduling.alarms import Alarms
+from coupon_clock.infrastructure.scheduling.due_result import Answer, Done, NotDue, TryAgain, Unanswerable
+from coupon_clock.infrastructure.scheduling.expiry_consumer import ExpiryConsumer
+from coupon_clock.infrastructure.scheduling.reconciler import Reconciler
+from coupon_clock.infrastructure.scheduling.relay import Relay
+from coupon_clock.infrastructure.settings import Settings
+
+__all__ = ["Clockwork", "Decider", "Envelope", "Executed", "Parts", "Role", "Settings"]
+
+Role = Literal["relay", "consumer", "reconciler"]
+ROLES: tuple[Role, ...] = ("relay", "consumer", "reconciler")
+
+RELAY_POLL_S = 0.2
+FOLLOW_POLL_S = 0.05
+REARM_BATCH = 5_000
+
+log = structlog.get_logger()
+
+
+class RolesTornApart(CouponError):
+    """Without RocketMQ, relay and consumer work only in one process: run both here, or set ROCKETMQ_ENDPOINTS."""
+
+
+@dataclass(eq=False)
+class UnknownRole(CouponError):
+    """There is no role {name} here: there are {known}."""
+
+    name: str
+    known: str
+
+
+@dataclass(eq=False)
+class NothingDecided(CouponError):
+    """Stream {stream_id} was due at {due_at}, and its decider gave no event: it must, or name a later time."""
+
+    stream_id: UUID
+    due_at: datetime
+
+
+class Parts(Struct, frozen=True):
+    """What acts when an alarm is due. Each has a `run_once`."""
+
+    relay: Relay
+    consumer: ExpiryConsumer
+    reconciler: Reconciler
+
+    def run_once(self) -> Counts:
+        """One tick of each, in the order in which an alarm passes them."""
+        return self.relay.run_once() + self.consumer.run_once() + self.reconciler.run_once()
+
+    def finish(self) -> None:
+        """At a clean stop: acknowledges what is done, and frees what other processes may take over."""
+        try:
+            while self.consumer.acknowledge(0.0):
+                pass
+            self.relay.release()
+        except CouponError as error:
+            log.warning("not released", action="stop", why=str(error))
+
+
+class Clockwork(Generic[State, Command, Event]):
+    """Safe to use from several threads. `stored_type`: the union of all event shapes in the log (docs/events.md)."""
+
+    def __init__(
+        self, settings: Settings, pool: Pool, decider: Decider[State, Command, Event], stored_type: Any
+    ) -> None:
+        self.settings = settings
+        self.pool = pool
+        self.decider = decider
+        self.clock = ServerClock()
+        self.store: EventStore[Event] = EventStore(pool, self.clock, stored_type)
+        self.alarms = Alarms(pool)
+        self.rejected = RejectedMessages(pool)
+        self.log_grew = Bell()
+        self._alarms_changed = Bell()
+        self._execution = Execution(self.store, decider, self._appended)
+        self._closing = StopEvent()
+
+    @classmethod
+    def open(cls, settings: Settings, decider: Decider[State, Command, Event], stored_type: Any) -> Self:
+        """Checks the schema; starts nothing. Raises UnusableSettings, DatabaseUnavailable, SchemaMissing, UnsafeLog."""
+        pool = open_pool(settings)
+        try:
+            clockwork = cls(settings, pool, decider, stored_type)
+            clockwork._begin()
+        except BaseException:
+            pool.close()
+            raise
+        return clockwork
+
+    @staticmethod
+    def migrate(settings: Settings) -> list[int]:
+        """Makes or updates log, alarms and what goes with them; answers with the migrations that ran."""
+        with connect(settings) as connection:
+            return schema.migrate(connection)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends what follows and closes all connections; a `with` block does it by itself."""
+        self._closing.set()
+        self.pool.close()
+
+    # ── commands ─────────────────────────────────────────────────────────────────────────────────
+
+    def execute(self, command: Command, connection: Connection[Any] | None = None) -> Executed[Event]:
+        """Its events are stored when this returns; with a `connection`, when the transaction there commits.
+
+        Raises a CouponError: the decider's own, CommandConflict, OutcomeUnknown, DatabaseUnavailable, UnsafeLog,
+        UnusableTransaction.
+        """
+        if connection is None:
+            return self._execution.execute(command)
+        with joined(connection, self.settings.database_schema) as lent:
+            return Execution(self.store.over(lent), self.decider, nobody_told).execute(command)
+
+    def execute_many(
+        self, commands: Sequence[Command], cause: Cause = "command"
+    ) -> "list[Executed[Event] | CouponError]":
+        """What each came to, or its error, in order, in few transactions: one that fails spoils no other."""
+        return self._execution.execute_many(commands, cause)
+
+    # ── reactions ────────────────────────────────────────────────────────────────────────────────
+
+    def follow(
+        self,
+        name: str,
+        handler: Callable[[list[Envelope[Event]]], object],
+        batch: int = 500,
+        start: int | Literal["now"] = 0,
+        stop: StopEvent | None = None,
+    ) -> None:
+        """Hands every event to `handler`, in position order and at least once, until `stop` is set or this closes.
+
+        A durable checkpoint keeps the place; `start` counts the first time only. A batch whose handler raises is
+        repeated whole, with back-off. A second process with the same name waits.
+        """
+
+        def deliver(batch: Batch[Event]) -> None:
+            handler(batch.envelopes)
+            with available(), self.pool.connection() as connection:
+                batch.advance(connection)
+
+        follower = Follower(self.pool, self.store, name, deliver, batch, start)
+        wait = follower.paced(self.log_grew.listener())
+        Loop(name, follower.run_once, FOLLOW_POLL_S, wait).run_forever(stop or self._closing)
+        if not self._closing.is_set():
+            follower.release()
+
+    # ── the messages ─────────────────────────────────────────────────────────────────────────────
+
+    def rearm(self, progress: Callable[[int], object]) -> int:
+        """Marks all alarms unarmed, for a broker that lost its store; the relays publish them again.
+
+        Answers how many. Stopped in between, it can be run again. Raises DatabaseUnavailable.
+        """
+        started_at = self.store.learn_time()
+        rearmed = 0
+        while some := self.alarms.rearm(started_at, REARM_BATCH):
+            rearmed += some
+            progress(rearmed)
+        return rearmed
+
+    def retry_rejected(self, messages: Sequence[Rejected]) -> list[Answer]:
+        """Looks at the streams that these messages mean, now; those that are no readable message are Unanswerable."""
+        read = [readable(message.body) for message in messages]
+        answers = iter(self.look_at([due.stream_id for due in read if isinstance(due, ExpiryDue)], "message"))
+        return [next(answers) if isinstance(due, ExpiryDue) else Unanswerable(due) for due in read]
+
+    # ── running ──────────────────────────────────────────────────────────────────────────────────
+
+    @contextmanager
+    def running(self, roles: Sequence[Role] = ROLES, broker: Broker | None = None) -> Iterator[Parts]:
+        """These loops in threads, until the block ends; what is in hand is finished first.
+
+        `broker`: by default the one of the settings; closed at the end.
+        Raises UnknownRole, RolesTornApart, BrokerMisconfigured.
+        """
+        check_roles(self.settings, roles)
+        broker = broker or broker_for(self.settings)
+        parts = self.parts(broker)
+        stop = StopEvent()
+        receivers = start(self._receivers(parts, broker, stop) if "consumer" in roles else [], stop)
+        others = start([loop for role in roles for loop in self._loops(role, parts, stop)], stop)
+        log.info("running", action="start", roles=list(roles), broker=broker.name, broker_forgets=broker.forgets)
+        try:
+            yield parts
+        finally:
+            stop.set()
+            self._alarms_changed.ring()
+            join(others)
+            parts.finish()
+            broker.close()
+            join(receivers)
+            log.info("stopped", action="stop", roles=list(roles))
+
+    def parts(self, broker: Broker) -> Parts:
+        """What acts on this broker, each to be run once or for ever."""
+        lead, grace = self.settings.lead_time, timedelta(seconds=self.settings.sweep_grace)
+        consumer = ExpiryConsumer(
+            broker, self.alarms, self.rejected, self.look_at, self.clock, lead, self.settings.max_held
+        )
+        relay = Relay(self.alarms, broker, self.clock, lead)
+        return Parts(relay, consumer, Reconciler(self.alarms, self.look_at, grace))
+
+    def look_at(self, stream_ids: Sequence[UUID], cause: Cause) -> list[Answer]:
+        """Does what is due on those of these streams that are, in few transactions; none given, it reads the time."""
+        if not stream_ids:
+            self.store.learn_time()
+        executed = self.execute_many([self.decider.when_due(stream_id) for stream_id in stream_ids], cause)
+        self._observe_lateness(executed, cause)
+        return [answer(each) for each in executed]
+
+    # ── what the above needs ─────────────────────────────────────────────────────────────────────
+
+    def _begin(self) -> None:
+        """Checks the schema. After a restore or a failover, when the broker may lack what was sent, arms all again."""
+        with available(), self.pool.connection() as connection:
+            schema.check(connection)
+            self.store.learn_time()
+            if schema.has_moved(connection):
+                rearmed = self.rearm(lambda done: None)
+                log.warning("the log was restored or failed over", action="rearm", alarms=rearmed)
+            schema.remember_place(connection)
+
+    def _receivers(self, parts: Parts, broker: Broker, stop: StopEvent) -> list[Loop]:
+        return [Loop("consumer", parts.consumer.receive, 0, stop.wait) for _ in range(broker.receivers)]
+
+    def _loops(self, role: Role, parts: Parts, stop: StopEvent) -> list[Loop]:
+        match role:
+            case "relay":
+                return [Loop(role, parts.relay.run_once, RELAY_POLL_S, self._alarms_changed.listener())]
+            case "consumer":
+                return [Loop(role, step, 0, stop.wait) for step in (parts.consumer.act, parts.consumer.acknowledge)]
+            case "reconciler":
+                return [Loop(role, parts.reconciler.run_once, self.settings.sweep_interval, stop.wait)]
+
+    def _appended(self, earliest_due_at: datetime | None) -> None:
+        self.log_grew.ring()
+        if earliest_due_at is not None:
+            self._alarms_changed.ring()
+
+    def _observe_lateness(self, executed: "Sequence[Executed[Event] | CouponError]", cause: Cause) -> None:
+        now = self.clock.now()
+        for each in executed:
+            if isinstance(each, Executed) and did_something(each) and each.was_due_at:
+                telemetry.LATENESS.labels(cause).observe((now - each.was_due_at).total_seconds())
+
+
+def answer(executed: Executed[Any] | CouponError) -> Answer:
+    """What a look came to, in the loops' words."""
+    match executed:
+        case DatabaseUnavailable() | OutcomeUnknown() | Overtaken() | UnsafeLog():
+            return TryAgain(executed)
+        case CouponError():
+            return Unanswerable(executed)
+    if did_something(executed) or executed.was_due_at is None:
+        return Done(ended_now=did_something(executed))
+    if executed.was_due_at <= executed.decided_at:
+        return Unanswerable(NothingDecided(executed.stream_id, executed.was_due_at))
+    return NotDue(executed.was_due_at)
+
+
+def did_something(executed: Executed[Any]) -> bool:
+    return bool(executed.events) and not executed.repeated
+
+
+def readable(body: bytes) -> ExpiryDue | UnreadableMessage:
+    try:
+        return from_wire(body)
+    except UnreadableMessage as unreadable:
+        return unreadable
+
+
+def broker_for(settings: Settings) -> Broker:
+    """RocketMQ where its endpoints are set, else the in-process one. Raises BrokerMisconfigured."""
+    if not settings.rocketmq_endpoints:
+        return MemoryBroker()
+    from coupon_clock.infrastructure.messaging.rocketmq.broker import (
+        RocketMQBroker,  # its client is an extra, and slow to import
+    )
+
+    return RocketMQBroker.open(settings)
+
+
+def check_roles(settings: Settings, roles: Sequence[str]) -> None:
+    if unknown := set(roles) - set(ROLES):
+        raise UnknownRole(", ".join(sorted(unknown)), ", ".join(ROLES))
+    if not settings.rocketmq_endpoints and ("relay" in roles) != ("consumer" in roles):
+        raise RolesTornApart
+
+
+def nobody_told(earliest_due_at: datetime | None) -> None:
+    """What a caller has not committed yet can wake nobody: the loops find it within their poll."""

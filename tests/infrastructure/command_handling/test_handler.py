@@ -1,0 +1,204 @@
+"""From commands to outcomes: overtaken, repeated, timed out, unknown. What is decided is the coupon template's life."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+from psycopg import Connection
+
+from coupon_clock.app import Application, Outcome
+from coupon_clock.domain.errors import CommandConflict, OutcomeUnknown
+from coupon_clock.infrastructure.event_store.store import APPEND, LOAD, UnreadableEvent
+from coupon_clock.infrastructure.postgres.pool import DatabaseUnavailable, connect
+from deadlines import eventually
+from examples import SHOP, ending_in, increase, terminate
+
+HOLD = "INSERT INTO coupon_template_events (originator_id, originator_version, topic, state) VALUES (%s, %s, 't', '?')"
+
+
+@pytest.fixture
+def connection(settings) -> Iterator[Connection]:
+    """Of somebody else."""
+    with connect(settings) as connection:
+        yield connection
+
+
+@contextmanager
+def held(connection: Connection, stream_id: UUID, version: int) -> Iterator[None]:
+    """While somebody else has that version under way, and in the end takes it back."""
+    with connection.transaction(force_rollback=True):
+        connection.execute(HOLD, (stream_id, version))
+        yield
+
+
+def end_those_who_wait(connection: Connection) -> bool:
+    with psycopg.connect(connection.info.dsn, autocommit=True) as other:
+        ended = other.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
+        return ended.rowcount > 0
+
+
+def stock(app: Application, template_id: UUID) -> int:
+    created, *increases = (envelope.event for envelope in app.history(SHOP, template_id))
+    return created.stock + sum(event.by for event in increases)
+
+
+# ── overtaken ────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_no_increase_is_lost_when_many_come_at_once(live):
+    template = ending_in(3600, stock=1)
+    live.execute(template)
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda _: live.execute(increase(template.template_id, by=1)), range(80)))
+    assert stock(live, template.template_id) == 81
+
+
+def test_no_increase_is_lost_within_a_chunk_that_others_overtake(live):
+    templates = [ending_in(3600, stock=1) for _ in range(5)]
+    live.execute_many(templates)
+
+    def chunk(_: int) -> list[object]:
+        return live.execute_many([increase(t.template_id, by=1) for t in templates for _ in range(4)])
+
+    with ThreadPoolExecutor(4) as threads:
+        outcomes = [outcome for outcomes in threads.map(chunk, range(10)) for outcome in outcomes]
+    assert all(isinstance(outcome, Outcome) for outcome in outcomes)
+    assert [stock(live, template.template_id) for template in templates] == [41] * 5
+
+
+def test_of_two_that_expect_the_same_version_one_is_refused(live):
+    template = ending_in(3600)
+    live.execute(template)
+    commands = [increase(template.template_id, expected_version=1) for _ in range(2)]
+    with ThreadPoolExecutor(2) as threads:
+        outcomes = list(threads.map(lambda command: live.execute_many([command])[0], commands))
+    assert sorted(type(outcome).__name__ for outcome in outcomes) == ["CommandConflict", "Outcome"]
+
+
+def test_two_that_create_the_same_template_at_once_agree(live):
+    template = ending_in(3600)
+    with ThreadPoolExecutor(4) as threads:
+        outcomes = list(threads.map(lambda _: live.execute(template), range(8)))
+    assert len({(outcome.version, outcome.position, outcome.events) for outcome in outcomes}) == 1
+
+
+# ── outcomes ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_outcomes_come_in_order_over_several_chunks(live):
+    templates = [ending_in(3600) for _ in range(2_100)]
+    outcomes = live.execute_many(templates)
+    assert [outcome.template_id for outcome in outcomes] == [template.template_id for template in templates]
+    assert live.execute_many(templates) == outcomes
+
+
+def test_a_command_that_changes_nothing_has_the_streams_last_place(live):
+    template = ending_in(3600)
+    live.execute(template)
+    ended = live.execute(terminate(template.template_id))
+    again = live.execute(terminate(template.template_id))
+    assert (again.version, again.position, again.events) == (ended.version, ended.position, ())
+
+
+def test_the_same_command_twice_in_a_chunk_has_one_effect_and_one_outcome(live):
+    template = ending_in(3600, stock=1)
+    more = increase(template.template_id, by=2)
+    _, first, second = live.execute_many([template, more, more])
+    assert first == second
+    assert stock(live, template.template_id) == 3
+
+
+def test_one_execute_is_two_round_trips(live):
+    template = ending_in(3600)
+    assert statements_of(live, lambda: live.execute(template)) == [LOAD, APPEND]
+
+
+def statements_of(app: Application, call: Callable[[], object]) -> list[object]:
+    """What goes over the wire during the call."""
+    sent: list[object] = []
+
+    class Listening(psycopg.Cursor):  # type: ignore[type-arg]
+        def execute(self, query, *arguments, **options):  # type: ignore[no-untyped-def]
+            sent.append(query)
+            return super().execute(query, *arguments, **options)
+
+    app.pool.wait()
+    with ExitStack() as all_of_them:
+        for _ in range(app.pool.get_stats()["pool_size"]):
+            all_of_them.enter_context(app.pool.connection()).cursor_factory = Listening
+    call()
+    return sent
+
+
+# ── what fails ───────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_stream_that_must_wait_too_long_spoils_no_other(live, connection):
+    stuck, *others = (ending_in(3600) for _ in range(8))
+    with held(connection, stuck.template_id, 1):
+        outcomes = live.execute_many([*others[:4], stuck, *others[4:]])
+    failed = outcomes.pop(4)
+    assert isinstance(failed, DatabaseUnavailable)
+    assert all(isinstance(outcome, Outcome) for outcome in outcomes)
+
+
+def test_a_stream_that_cannot_be_read_spoils_no_other(live, connection):
+    unreadable, other = ending_in(3600), ending_in(3600)
+    connection.execute(HOLD, (unreadable.template_id, 1))
+    refused, outcome = live.execute_many([unreadable, other])
+    assert isinstance(refused, UnreadableEvent)
+    assert isinstance(outcome, Outcome)
+
+
+def test_a_command_whose_connection_is_ended_has_an_unknown_outcome_and_its_repeat_has_one_effect(live, connection):
+    template = ending_in(3600, stock=1)
+    live.execute(template)
+    more = increase(template.template_id, by=2)
+    with held(connection, template.template_id, 2), ThreadPoolExecutor(1) as thread:
+        outcome = thread.submit(live.execute, more)
+        eventually(lambda: end_those_who_wait(connection), within=20)
+        with pytest.raises(OutcomeUnknown):
+            outcome.result(20)
+    live.execute(more)
+    live.execute(more)
+    assert stock(live, template.template_id) == 3
+
+
+def test_only_streams_that_gain_events_have_an_unknown_outcome(live, connection):
+    known, unknown = ending_in(3600), ending_in(3600)
+    first = live.execute(known)
+    with held(connection, unknown.template_id, 1), ThreadPoolExecutor(1) as thread:
+        outcomes = thread.submit(live.execute_many, [known, unknown])
+        eventually(lambda: end_those_who_wait(connection), within=20)
+        assert outcomes.result(20)[0] == first
+        assert isinstance(outcomes.result()[1], OutcomeUnknown)
+
+
+def test_a_foreign_stream_with_a_hole_can_still_be_continued(live, connection):
+    template = ending_in(3600)
+    live.execute(template)
+    copied = (
+        "INSERT INTO coupon_template_events (originator_id, originator_version, topic, state) "
+        "SELECT originator_id, 3, topic, state FROM coupon_template_events WHERE originator_id = %s"
+    )
+    connection.execute(copied, (template.template_id,))
+    outcome = live.execute(increase(template.template_id))
+    assert outcome.version == 4
+
+
+def test_an_id_used_for_another_command_is_refused(live):
+    template = ending_in(3600)
+    live.execute(template)
+    first = increase(template.template_id, by=1)
+    live.execute(first)
+    with pytest.raises(CommandConflict):
+        live.execute(increase(template.template_id, by=2, command_id=first.command_id))
+    with pytest.raises(CommandConflict):
+        live.execute(terminate(template.template_id, command_id=first.command_id))
+    assert live.execute(increase(template.template_id, by=2, command_id=uuid4())).version == 3

@@ -1,0 +1,122 @@
+"""RocketMQBroker where no RocketMQ is: at start, by mistake, in a host that wants nothing touched."""
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from threading import active_count
+
+import pytest
+
+from broker_contract import LONG, NO_LEAD, SHORT, due_now
+from coupon_clock.infrastructure.messaging.broker import BrokerUnavailable, Delivery
+from coupon_clock.infrastructure.messaging.rocketmq.access import Access, checked_endpoints
+from coupon_clock.infrastructure.messaging.rocketmq.broker import RocketMQBroker
+from coupon_clock.infrastructure.messaging.rocketmq.errors import EndpointsUnreadable, NameUnusable
+from coupon_clock.infrastructure.settings import Settings
+
+NOBODY = "127.0.0.1:1"
+
+
+def test_an_unreachable_broker_shows_at_the_first_call_not_before() -> None:
+    broker = RocketMQBroker.open(Settings(rocketmq_endpoints=NOBODY))
+    with pytest.raises(BrokerUnavailable):
+        broker.publish([due_now()], NO_LEAD)
+    with pytest.raises(BrokerUnavailable):
+        broker.receive(1, LONG, SHORT)
+    with pytest.raises(BrokerUnavailable):
+        broker.acknowledge([Delivery("id", b"body", None)])
+    broker.close()
+    assert broker.receive(1, LONG, SHORT) == []
+
+
+def test_many_failed_tries_leave_no_threads_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coupon_clock.infrastructure.messaging.rocketmq.backoff.LONGEST", 0.0)
+    broker = RocketMQBroker.open(Settings(rocketmq_endpoints=NOBODY))
+    fail(broker, 1)
+    one = active_count()
+    fail(broker, 100)
+    assert active_count() <= one + 10
+    broker.close()
+
+
+@pytest.mark.parametrize(
+    ("endpoints", "problem"),
+    [
+        ("", "names no address"),
+        (" ; ", "names no address"),
+        ("localhost", "localhost is not host:port"),
+        ("localhost:", "localhost: is not host:port"),
+        (":8081", ":8081 is not host:port"),
+        ("localhost:http", "localhost:http is not host:port"),
+        ("localhost:0", "localhost:0 is not host:port"),
+        ("localhost:65536", "localhost:65536 is not host:port"),
+        ("http://localhost:8081", "has a scheme"),
+        ("[::1]:8081", "IPv6"),
+        ("::1:8081", "IPv6"),
+        ("a.example:8081;b.example:8081", "one host name, or several IPv4"),
+        ("1.2.3.4:8081;b.example:8081", "one host name, or several IPv4"),
+    ],
+)
+def test_unreadable_endpoints_are_refused_by_name(endpoints: str, problem: str) -> None:
+    with pytest.raises(EndpointsUnreadable, match="COUPON_CLOCK_ROCKETMQ_ENDPOINTS") as refused:
+        RocketMQBroker.open(Settings(rocketmq_endpoints=endpoints))
+    assert problem in str(refused.value)
+
+
+@pytest.mark.parametrize("endpoints", ["localhost:8081", "1.2.3.4:8081;1.2.3.5:8082", "a-b.example:1"])
+def test_readable_endpoints_are_taken_as_they_are(endpoints: str) -> None:
+    assert checked_endpoints(endpoints) == endpoints
+
+
+def test_blanks_in_endpoints_are_nothing() -> None:
+    assert checked_endpoints(" 1.2.3.4:8081 ; 1.2.3.5:8081;") == "1.2.3.4:8081;1.2.3.5:8081"
+
+
+@pytest.mark.parametrize("setting", ["rocketmq_topic", "rocketmq_group"])
+def test_a_name_rocketmq_cannot_have_is_refused(setting: str) -> None:
+    with pytest.raises(NameUnusable, match=f"COUPON_CLOCK_{setting.upper()} is 'coupon expiry'"):
+        RocketMQBroker.open(Settings(rocketmq_endpoints=NOBODY, **{setting: "coupon expiry"}))
+
+
+def test_the_secret_is_in_no_repr() -> None:
+    settings = Settings(rocketmq_endpoints=NOBODY, rocketmq_access_key="key", rocketmq_secret_key="sesame")
+    assert "sesame" not in repr(Access.of(settings))
+    assert "sesame" not in repr(vars(RocketMQBroker.open(settings)))
+
+
+def test_the_client_touches_neither_the_home_folder_nor_the_hosts_logging(tmp_path: Path) -> None:
+    host = """
+        import logging, sys
+        logging.basicConfig(filename=sys.argv[1], level=logging.DEBUG)
+        handlers, before = list(logging.root.handlers), logging.root.level
+
+        from coupon_clock.infrastructure.messaging.broker import BrokerUnavailable
+        from coupon_clock.infrastructure.messaging.rocketmq.access import Access
+        from coupon_clock.infrastructure.messaging.rocketmq.connection import Connection
+        from coupon_clock.infrastructure.settings import Settings
+
+        access = Access.of(Settings(rocketmq_endpoints="127.0.0.1:1"))
+        for build in Connection.for_sending, Connection.for_receiving:
+            build(access).close()
+        assert logging.root.handlers == handlers and logging.root.level == before
+        logging.getLogger("host").info("still heard")
+    """
+    (home := tmp_path / "home").write_text("a file, so that nothing can be made in it, not even by root")
+    log = tmp_path / "host.log"
+    command = [sys.executable, "-c", textwrap.dedent(host), str(log)]
+    ran = subprocess.run(command, env={"HOME": str(home), **search_path()}, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout == ""
+    assert "INFO:host:still heard" in log.read_text()
+    assert "rocketmq" not in log.read_text()
+
+
+def search_path() -> dict[str, str]:
+    return {"PYTHONPATH": ":".join(filter(None, sys.path))}
+
+
+def fail(broker: RocketMQBroker, times: int) -> None:
+    for _ in range(times):
+        with pytest.raises(BrokerUnavailable):
+            broker.receive(1, LONG, SHORT)

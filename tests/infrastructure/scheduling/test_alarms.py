@@ -1,0 +1,125 @@
+"""Alarms: claimed by one, marked only while unchanged, never in the way of an append."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+import pytest
+from psycopg import Connection
+
+from coupon_clock.infrastructure.postgres.pool import connect
+from coupon_clock.infrastructure.scheduling.alarms import Alarm, Alarms
+from coupon_clock.testing import TurnedApplication
+from examples import EVENING, MORNING, NOON, a_template, change
+
+HOURS = timedelta(hours=1)
+BEFORE_ALL = Alarm(UUID(int=0), datetime(1, 1, 1, tzinfo=UTC))
+
+
+@pytest.fixture
+def alarms(app: TurnedApplication) -> Alarms:
+    return Alarms(app.pool)
+
+
+@pytest.fixture
+def connection(settings) -> Iterator[Connection]:
+    """Of somebody else."""
+    with connect(settings) as connection:
+        yield connection
+
+
+def given(app: TurnedApplication, *ends: datetime) -> list[Alarm]:
+    templates = [a_template(valid_until=end) for end in ends]
+    app.execute_many(templates)
+    return [Alarm(template.template_id, template.valid_until) for template in templates]
+
+
+def test_those_due_within_reach_are_claimed_soonest_first_and_once(app, alarms):
+    noon, evening, soon = given(app, NOON, EVENING, MORNING + HOURS)
+    assert alarms.claim(4 * HOURS, 10) == [soon, noon]
+    assert alarms.claim(4 * HOURS, 10) == []
+    assert alarms.claim(24 * HOURS, 10) == [evening]
+
+
+def test_no_more_are_claimed_than_asked_for(app, alarms):
+    given(app, *[NOON] * 10)
+    assert [len(alarms.claim(24 * HOURS, 4)) for _ in range(4)] == [4, 4, 2, 0]
+
+
+def test_a_claim_is_free_again_when_its_lease_is_over(app, alarms):
+    claimed = given(app, NOON)
+    alarms.claim(24 * HOURS, 10)
+    app.clock.advance(seconds=30)
+    assert alarms.claim(24 * HOURS, 10) == claimed
+
+
+def test_several_relays_at_once_claim_each_alarm_once(app, alarms):
+    given(app, *[NOON] * 200)
+    with ThreadPoolExecutor(4) as relays:
+        claims = [claim for claims in relays.map(lambda _: alarms.claim(24 * HOURS, 20), range(20)) for claim in claims]
+    assert len(claims) == len(set(claims))
+    claims += alarms.claim(24 * HOURS, 200)
+    assert len(set(claims)) == 200
+
+
+def test_what_is_armed_is_not_claimed_again_until_it_is_released(app, alarms):
+    given(app, NOON)
+    claimed = alarms.claim(24 * HOURS, 10)
+    assert alarms.mark_armed(claimed) == 1
+    app.clock.advance(minutes=5)
+    assert alarms.claim(24 * HOURS, 10) == []
+
+    assert alarms.release(claimed) == 1
+    assert alarms.claim(24 * HOURS, 10) == claimed
+
+
+def test_an_alarm_that_moved_after_it_was_sent_is_not_marked(app, alarms):
+    (alarm,) = given(app, NOON)
+    claimed = alarms.claim(24 * HOURS, 10)
+    app.execute(change(alarm.stream_id, until=EVENING))
+    assert alarms.mark_armed(claimed) == 0
+    assert alarms.claim(24 * HOURS, 10) == [Alarm(alarm.stream_id, EVENING)]
+
+
+def test_what_a_forgetting_broker_holds_is_taken_over_a_second_past_its_end(app, alarms):
+    (alarm,) = given(app, NOON)
+    alarms.lease_past_due(alarms.claim(24 * HOURS, 10))
+    app.clock.set(NOON + timedelta(milliseconds=999))
+    assert alarms.claim(HOURS, 10) == []
+    app.clock.set(NOON + timedelta(seconds=1))
+    assert alarms.claim(HOURS, 10) == [alarm]
+
+
+def test_rearming_frees_all_that_is_armed_some_at_a_time(app, alarms):
+    given(app, *[NOON] * 5)
+    alarms.mark_armed(alarms.claim(24 * HOURS, 10))
+    app.clock.advance(seconds=1)
+    assert [alarms.rearm(app.clock.now, 2) for _ in range(4)] == [2, 2, 1, 0]
+    assert len(alarms.claim(24 * HOURS, 10)) == 5
+
+
+def test_rearming_leaves_alone_what_was_armed_since(app, alarms):
+    given(app, NOON)
+    alarms.mark_armed(alarms.claim(24 * HOURS, 10))
+    assert alarms.rearm(app.clock.now, 10) == 0
+
+
+def test_the_overdue_are_walked_in_order_a_page_at_a_time(app, alarms):
+    given(app, *[NOON] * 5, EVENING)
+    app.clock.set(NOON + HOURS)
+    first = alarms.overdue(timedelta(0), BEFORE_ALL, 3)
+    second = alarms.overdue(timedelta(0), first[-1], 3)
+    assert [len(first), len(second)] == [3, 2]
+    assert first + second == sorted(first + second, key=lambda alarm: (alarm.due_at, alarm.stream_id))
+    assert alarms.overdue(HOURS + NOON.resolution, BEFORE_ALL, 3) == []
+
+
+def test_nothing_here_waits_for_an_alarm_that_somebody_holds(app, alarms, connection):
+    held, free = given(app, NOON, NOON)
+    with connection.transaction():
+        connection.execute("SELECT FROM alarm WHERE stream_id = %s FOR UPDATE", (held.stream_id,))
+        assert alarms.claim(24 * HOURS, 10) == [free]
+        assert alarms.mark_armed([held, free]) == 1
+        assert alarms.rearm(app.clock.now + HOURS, 10) == 1
+        assert alarms.release([held]) == 0

@@ -1,0 +1,255 @@
+"""What the consumer does with each kind of message, on a clock turned by hand."""
+
+from datetime import timedelta
+from uuid import uuid4
+
+import pytest
+
+from coupon_clock.domain.errors import OutcomeUnknown
+from coupon_clock.domain.events import Ended
+from coupon_clock.infrastructure.messaging.broker import Delivery, MemoryBroker
+from coupon_clock.infrastructure.messaging.messages import ExpiryDue, to_wire
+from coupon_clock.infrastructure.messaging.rejected import RejectedMessages
+from coupon_clock.infrastructure.postgres.pool import DatabaseUnavailable
+from coupon_clock.infrastructure.scheduling.alarms import Alarms
+from coupon_clock.infrastructure.scheduling.due_result import TryAgain
+from coupon_clock.infrastructure.scheduling.expiry_consumer import ExpiryConsumer
+from coupon_clock.testing import TurnedApplication
+from examples import EVENING, MICROSECOND, NOON, SHOP, a_template, change
+
+NOW = timedelta(0)
+LEAD = timedelta(seconds=10)
+
+
+class Inbox(MemoryBroker):
+    """Delivers whatever bytes a test puts in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bodies: list[bytes] = []
+        self.done: list[str] = []
+
+    def receive(self, limit: int, invisible: timedelta, wait: timedelta) -> list[Delivery]:
+        bodies, self.bodies = self.bodies[:limit], self.bodies[limit:]
+        return [Delivery(body.decode(errors="replace"), body, None) for body in bodies]
+
+    def acknowledge(self, deliveries) -> None:
+        self.done += [delivery.message_id for delivery in deliveries]
+
+
+@pytest.fixture
+def inbox() -> Inbox:
+    return Inbox()
+
+
+@pytest.fixture
+def consumer(app: TurnedApplication, inbox: Inbox) -> ExpiryConsumer:
+    return consumer_of(app, inbox)
+
+
+def consumer_of(app: TurnedApplication, inbox: Inbox, look_at=None, max_held: int = 100) -> ExpiryConsumer:
+    return ExpiryConsumer(
+        inbox,
+        Alarms(app.pool),
+        RejectedMessages(app.pool),
+        look_at or app.clockwork.look_at,
+        app.clockwork.clock,
+        LEAD,
+        max_held,
+    )
+
+
+def due(template, at=None) -> bytes:
+    return to_wire(ExpiryDue(template.template_id, at or template.valid_until))
+
+
+def is_ended(app: TurnedApplication, template) -> bool:
+    return isinstance(app.history(SHOP, template.template_id)[-1].event, Ended)
+
+
+def turn(app: TurnedApplication, at) -> None:
+    app.clock.set(at)
+    app.store.learn_time()
+
+
+def test_a_message_is_held_until_the_instant_then_acted_on_and_acknowledged(app, inbox, consumer):
+    template = a_template(valid_until=NOON)
+    app.execute(template)
+    turn(app, NOON - timedelta(seconds=5))
+    inbox.bodies = [due(template)]
+    consumer.run_once()
+    assert not is_ended(app, template)
+    assert inbox.done == []
+
+    turn(app, NOON + timedelta(seconds=1))
+    consumer.run_once()
+    assert is_ended(app, template)
+    assert len(inbox.done) == 1
+
+
+def test_a_look_that_comes_too_early_is_held_again(app, inbox, consumer):
+    template = a_template(valid_until=NOON)
+    app.execute(template)
+    turn(app, NOON + timedelta(seconds=1))
+    inbox.bodies = [due(template)]
+    consumer.receive(NOW)
+
+    app.clock.set(NOON - MICROSECOND)
+    assert consumer.act(0.0) == {"not_due": 1}
+    consumer.acknowledge(0.0)
+    assert not is_ended(app, template)
+    assert inbox.done == []
+
+    turn(app, NOON + timedelta(seconds=1))
+    consumer.run_once()
+    assert is_ended(app, template)
+
+
+def test_a_stale_message_is_acknowledged_and_ends_nothing(app, inbox, consumer):
+    template = a_template(valid_until=NOON)
+    app.execute(template)
+    app.execute(change(template.template_id, until=EVENING))
+    turn(app, NOON + timedelta(seconds=1))
+    inbox.bodies = [due(template, at=NOON)]
+
+    consumer.run_once()
+    assert not is_ended(app, template)
+    assert len(inbox.done) == 1
+
+
+def test_the_same_message_many_times_ends_once(app, inbox, consumer):
+    template = a_template(valid_until=NOON)
+    app.execute(template)
+    turn(app, NOON + timedelta(seconds=1))
+    inbox.bodies = [due(template)] * 5
+
+    assert consumer.run_once() == {"received": 5, "ended": 1, "found_ended": 4, "acknowledged": 5}
+    assert not consumer.run_once()
+    assert len(app.history(SHOP, template.template_id)) == 2
+    assert len(inbox.done) == 5
+
+
+def test_a_message_due_years_ahead_is_not_held_and_its_alarm_is_armed_again(app, inbox, consumer):
+    template = a_template(valid_until=EVENING)
+    app.execute(template)
+    alarms = Alarms(app.pool)
+    alarms.mark_armed(alarms.claim(timedelta(days=1), 10))
+    inbox.bodies = [due(template), due(template, at=EVENING.replace(year=2999))]
+
+    consumer.run_once()
+    assert len(inbox.done) == 2
+    assert [alarm.stream_id for alarm in alarms.claim(timedelta(days=1), 10)] == [template.template_id]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"not JSON",
+        b"\xff\xfe",
+        b"",
+        b"[]",
+        b'{"type":"Other","v":1}',
+        b'{"type":"ExpiryDue","v":2,"stream_id":"01890000-0000-7000-8000-000000000001","due_at":"2026-03-01T12:00:00Z"}',
+        b'{"type":"ExpiryDue","v":1,"stream_id":"01890000-0000-7000-8000-000000000001","due_at":"2026-03-01T12:00:00"}',
+        to_wire(ExpiryDue(uuid4(), NOON)),
+        b"x" * 10_000,
+    ],
+)
+def test_what_cannot_be_acted_on_is_set_aside_with_its_reason_and_stops_nothing(app, inbox, consumer, body):
+    template = a_template(valid_until=NOON)
+    app.execute(template)
+    turn(app, NOON + timedelta(seconds=1))
+    inbox.bodies = [body, due(template)]
+
+    consumer.run_once()
+
+    (rejected,) = app.rejected(10)
+    assert rejected.body == body[:4096]
+    assert rejected.reason
+    assert is_ended(app, template)
+    assert len(inbox.done) == 2
+
+
+def test_receiving_pauses_while_there_is_no_room(app, inbox):
+    consumer = consumer_of(app, inbox, max_held=2)
+    templates = [a_template(valid_until=MORNING_SOON) for _ in range(3)]
+    app.execute_many(templates)
+    inbox.bodies = [due(template) for template in templates[:2]]
+    consumer.receive(NOW)
+    inbox.bodies = [due(templates[2])]
+
+    assert not consumer.receive(NOW)
+    assert inbox.bodies
+
+    turn(app, EVENING)
+    consumer.act(0.0)
+    assert consumer.receive(NOW) == {"received": 1}
+
+
+def test_while_postgresql_is_away_nothing_is_acknowledged_and_receiving_pauses(app, inbox):
+    away = True
+
+    def look_at(stream_ids, cause):
+        if away:
+            raise DatabaseUnavailable("it restarts")
+        return app.clockwork.look_at(stream_ids, cause)
+
+    template = a_template(valid_until=NOON)
+    app.execute(template)
+    turn(app, EVENING)
+    consumer = consumer_of(app, inbox, look_at)
+    inbox.bodies = [due(template)]
+    consumer.receive(NOW)
+
+    with pytest.raises(DatabaseUnavailable):
+        consumer.act(0.0)
+    inbox.bodies = [due(template)]
+    assert not consumer.receive(NOW)
+    assert not consumer.acknowledge(0.0)
+
+    away = False
+    consumer.act(0.0)
+    assert is_ended(app, template)
+    assert consumer.receive(NOW) == {"received": 1}
+
+
+def test_one_stream_that_cannot_be_looked_at_now_stops_neither_the_others_nor_receiving(app, inbox):
+    def look_at(stream_ids, cause):
+        return [
+            TryAgain(OutcomeUnknown(uuid4())) if stream_id == bad.template_id else answer
+            for stream_id, answer in zip(stream_ids, app.clockwork.look_at(stream_ids, cause), strict=True)
+        ]
+
+    bad, good, later = (a_template(valid_until=NOON) for _ in range(3))
+    app.execute_many([good, later])
+    turn(app, EVENING)
+    consumer = consumer_of(app, inbox, look_at)
+    inbox.bodies = [due(bad), due(good)]
+    consumer.receive(NOW)
+
+    consumer.act(0.0)
+    assert is_ended(app, good)
+    inbox.bodies = [due(later)]
+    assert consumer.receive(NOW) == {"received": 1}
+    consumer.act(0.0)
+    assert is_ended(app, later)
+
+
+def test_an_unreadable_message_that_cannot_be_set_aside_yet_spoils_no_other(app, inbox):
+    template = a_template(valid_until=NOON)
+    app.execute(template)
+    turn(app, EVENING)
+    consumer = consumer_of(app, inbox)
+    inbox.bodies = [b"not JSON", due(template)]
+
+    def away(delivery, reason):
+        raise DatabaseUnavailable("it restarts")
+
+    consumer._rejected.add = away
+    with pytest.raises(DatabaseUnavailable):
+        consumer.receive(NOW)
+    consumer.act(0.0)
+    assert is_ended(app, template)
+
+
+MORNING_SOON = a_template().valid_from + timedelta(seconds=50)

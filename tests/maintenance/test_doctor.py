@@ -1,0 +1,155 @@
+"""`coupon-clock doctor` names what is wrong with the command that mends it, and says nothing else is."""
+
+import json
+import os
+import subprocess
+import sys
+from datetime import timedelta
+
+import psycopg
+import pytest
+
+from coupon_clock.app import Application, Settings
+from coupon_clock.local_servers.rocketmq_server import LocalRocketMQ
+from coupon_clock.maintenance.doctor import examine
+from coupon_clock.testing import TURNABLE
+from deadlines import eventually
+from examples import ending_in
+
+HEALTHY = ["log", "clock", "sweep", "relay", "broker"]
+
+
+def findings(settings: Settings) -> dict[str, str]:
+    return {diagnosis.part: diagnosis.says for diagnosis in examine(settings) if not diagnosis.ok}
+
+
+def parts(settings: Settings) -> list[str]:
+    return [diagnosis.part for diagnosis in examine(settings)]
+
+
+def test_with_nothing_wrong_it_finds_nothing(settings):
+    assert findings(settings) == {}
+    assert parts(settings) == HEALTHY
+
+
+@pytest.mark.parametrize(
+    ("database_url", "says"),
+    [
+        ("", "COUPON_CLOCK_DATABASE_URL is not set"),
+        ("postgresql://nobody:sesame@127.0.0.1:1/nothing", "PostgreSQL cannot be used"),
+    ],
+)
+def test_a_postgresql_that_cannot_be_reached_is_the_only_finding(database_url, says):
+    found = findings(Settings.load(database_url=database_url))
+    assert list(found) == ["postgresql"]
+    assert says in found["postgresql"]
+    assert "sesame" not in found["postgresql"]
+
+
+def test_missing_tables_are_named_with_the_command_that_makes_them(postgres):
+    assert "coupon-clock migrate" in findings(Settings.load(database_url=postgres.url))["log"]
+
+
+def test_a_sequence_that_would_break_followers_is_named_with_the_statement_that_mends_it(settings, database_url):
+    with psycopg.connect(database_url) as connection:
+        connection.execute("ALTER SEQUENCE coupon_template_events_notification_id_seq CACHE 10")
+    assert "CACHE 1" in findings(settings)["log"]
+
+
+def test_clocks_that_disagree_are_named(settings, database_url):
+    with psycopg.connect(database_url) as connection:
+        connection.execute(TURNABLE)
+        connection.execute("INSERT INTO turned_clock VALUES (now() - interval '1 minute')")
+    assert " s ahead of PostgreSQL's" in findings(settings)["clock"]
+
+
+def test_overdue_alarms_are_named_with_the_role_that_is_missing(settings, database_url):
+    with psycopg.connect(database_url) as connection:
+        connection.execute("INSERT INTO alarm VALUES (gen_random_uuid(), '2026-01-01T00:00:00Z')")
+    assert findings(settings)["sweep"].startswith("1 templates should have been ended already, the first at 2026-01-01")
+    assert "--role reconciler" in findings(settings)["sweep"]
+
+
+def test_alarms_that_no_broker_was_told_are_named_with_the_role_that_is_missing(live, settings):
+    template = ending_in(8)
+    live.execute(template)
+    assert "--role relay" in findings(settings)["relay"]
+
+    live.clockwork.alarms.mark_armed(live.clockwork.alarms.claim(timedelta(minutes=1), 10))
+    assert "relay" not in findings(settings)
+
+
+def test_the_command_prints_a_line_a_part_and_fails_where_something_is_wrong(database_url):
+    done = doctor(database_url, "--json")
+    assert done.returncode == 0
+    assert [json.loads(line)["part"] for line in done.stdout.splitlines()] == HEALTHY
+
+    with psycopg.connect(database_url) as connection:
+        connection.execute("INSERT INTO alarm VALUES (gen_random_uuid(), '2026-01-01T00:00:00Z')")
+    done = doctor(database_url)
+    assert done.returncode == 1
+    assert "MEND  sweep: 1 templates" in done.stdout
+
+
+def doctor(database_url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("COUPON_CLOCK_")}
+    return subprocess.run(
+        [sys.executable, "-m", "coupon_clock.cli", "doctor", *arguments],
+        env=kept | {"COUPON_CLOCK_DATABASE_URL": database_url},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_a_rocketmq_that_is_nowhere_is_named(settings):
+    found = findings(settings.model_copy(update={"rocketmq_endpoints": "127.0.0.1:1"}))
+    assert list(found) == ["topic", "group"]
+    assert "127.0.0.1:1" in found["topic"]
+
+
+@pytest.mark.parametrize("endpoints", ["http://localhost:8081", "[::1]:8081"])
+def test_endpoints_that_cannot_be_read_are_named(settings, endpoints):
+    assert (
+        "COUPON_CLOCK_ROCKETMQ_ENDPOINTS"
+        in findings(settings.model_copy(update={"rocketmq_endpoints": endpoints}))["topic"]
+    )
+
+
+@pytest.mark.rocketmq
+@pytest.mark.parametrize(
+    ("other", "part", "says"),
+    [
+        ({}, None, None),
+        ({"rocketmq_topic": "no-such-topic"}, "topic", "mqadmin updateTopic"),
+        ({"rocketmq_group": "no-such-group"}, "group", "mqadmin updateSubGroup"),
+        ({"arming_window": timedelta(days=9).total_seconds()}, "topic", "COUPON_CLOCK_ARMING_WINDOW"),
+    ],
+)
+def test_what_rocketmq_lacks_is_named_with_the_command_that_makes_it(
+    settings: Settings, rocketmq: LocalRocketMQ, other: dict[str, object], part: str | None, says: str | None
+) -> None:
+    rocketmq.provision("doctor", "doctor")
+    healthy = {
+        "rocketmq_endpoints": rocketmq.endpoints,
+        "rocketmq_topic": "doctor",
+        "rocketmq_group": "doctor",
+    }
+    found = findings(settings.model_copy(update=healthy | other))
+    if part is None or says is None:
+        assert found == {}
+    else:
+        assert says in found[part]
+
+
+@pytest.mark.rocketmq
+def test_its_message_sets_nothing_aside(rocketmq: LocalRocketMQ, settings: Settings) -> None:
+    rocketmq.provision("doctored", "doctored")
+    names = {"rocketmq_endpoints": rocketmq.endpoints, "rocketmq_topic": "doctored", "rocketmq_group": "doctored"}
+    with Application.open(settings.model_copy(update=names | {"arming_window": 1})) as app, app.running():
+        assert findings(app.settings) == {}
+        template = ending_in(3)
+        app.execute(template)
+        eventually(lambda: not app.is_usable(template.shop_number, template.template_id))
+        assert app.rejected(1) == []

@@ -1,0 +1,100 @@
+"""`check` proves the promise from the log alone: each way of breaking it is found and named."""
+
+from datetime import timedelta
+from uuid import uuid4
+
+import psycopg
+import pytest
+
+from coupon_clock.domain.events import Ended, EndReason, Event, StockIncreased
+from coupon_clock.infrastructure.event_store.store import Append, Record
+from coupon_clock.testing import TurnedApplication
+from examples import EVENING, MICROSECOND, NOON, SHOP, a_template, terminate
+
+
+def append(app: TurnedApplication, template, version: int, event: Event, at=EVENING, **alarm) -> None:
+    """Past every rule, as a foreign writer could."""
+    record = Record(event, at, uuid4())
+    app.store.append([Append(template.template_id, version, [record], **alarm)])
+
+
+@pytest.fixture
+def ended(app: TurnedApplication) -> object:
+    """A template that expired at NOON."""
+    template = a_template(valid_until=NOON)
+    app.execute(template)
+    app.clock.set(NOON)
+    app.run_due()
+    return template
+
+
+def whats(app: TurnedApplication) -> list[str]:
+    return [violation.what for violation in app.check().violations]
+
+
+def test_a_whole_log_has_no_violation_and_says_how_late(app, ended):
+    other = a_template(valid_until=EVENING)
+    app.execute(other)
+    app.execute(terminate(other.template_id))
+
+    report = app.check()
+
+    assert not report.found_something
+    assert report.ended == {"expired": 1, "terminated": 1}
+    assert sum(late.count for late in report.lateness.values()) == 1
+    assert all(late.worst == timedelta(0) for late in report.lateness.values())
+
+
+def test_an_end_that_comes_twice_is_found(app, ended):
+    append(app, ended, 2, Ended(SHOP, EndReason.EXPIRED, NOON))
+
+    assert whats(app) == ["it ended again", "something happened after its end"]
+
+
+def test_something_after_the_end_is_found_with_its_position(app, ended):
+    append(app, ended, 2, StockIncreased(SHOP, 5))
+
+    (violation,) = app.check().violations
+    assert (violation.what, violation.position) == ("something happened after its end", 3)
+
+
+def test_an_early_end_is_found(app):
+    template = a_template(valid_until=NOON)
+    app.execute(template)
+    append(app, template, 1, Ended(SHOP, EndReason.EXPIRED, NOON), at=NOON - MICROSECOND, due_at=None)
+
+    assert whats(app) == ["it ended 0:00:00.000001 early"]
+
+
+def test_another_end_than_the_templates_is_found(app):
+    template = a_template(valid_until=NOON)
+    app.execute(template)
+    append(app, template, 1, Ended(SHOP, EndReason.EXPIRED, EVENING), due_at=None)
+
+    assert whats(app) == [f"ended_at is {EVENING}, not {NOON}"]
+
+
+def test_alarms_that_differ_from_the_log_are_found(app, database_url):
+    missing, moved = a_template(), a_template()
+    app.execute_many([missing, moved])
+    with psycopg.connect(database_url) as connection:
+        connection.execute("DELETE FROM alarm WHERE stream_id = %s", (missing.template_id,))
+        connection.execute("UPDATE alarm SET due_at = %s WHERE stream_id = %s", (EVENING, moved.template_id))
+        connection.execute("INSERT INTO alarm VALUES (%s, %s)", (uuid4(), NOON))
+
+    found = whats(app)
+
+    assert f"its alarm is None, the log says {NOON}" in found
+    assert f"its alarm is {EVENING}, the log says {NOON}" in found
+    assert "it has an alarm and no events" in found
+
+
+def test_the_overdue_are_named(app):
+    template = a_template(valid_until=NOON)
+    app.execute(template)
+    app.clock.set(EVENING)
+
+    report = app.check()
+
+    assert report.overdue == [template.template_id]
+    assert report.found_something

@@ -1,0 +1,393 @@
+"""A rebuild makes what the projector would have made, whatever happens meanwhile, and nothing live changes before."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+import psycopg
+import pytest
+from history import append_unreadable, given_a_history, rows, run_sql, value
+from rebuild_killed import STEPS
+
+from coupon_clock.app import Application
+from coupon_clock.infrastructure.event_store.store import UnreadableEvent
+from coupon_clock.infrastructure.postgres.pool import connect
+from coupon_clock.projections.coupon_templates import TEMPLATE_ROWS
+from coupon_clock.projections.rebuild import rebuild as rebuild_module
+from coupon_clock.projections.rebuild import replay
+from coupon_clock.projections.rebuild.rebuild import (
+    Rebuild,
+    RebuildOptions,
+    RebuildRunning,
+    ShadowOfOtherFold,
+    SwapBlocked,
+    in_silence,
+    only_rebuild,
+)
+from coupon_clock.projections.rebuild.replay import Pace
+from coupon_clock.projections.rebuild.replay_process import workers
+from coupon_clock.projections.rebuild.swap import OldTableInUse, swap
+from coupon_clock.projections.registry import PROJECTIONS
+from deadlines import eventually
+from examples import EVENING, SHOP, a_template, increase
+
+NAMES = [projection.name for projection in PROJECTIONS]
+RESUME = RebuildOptions(resume=True)
+IN_REPLAY = ("claiming", "noting a chunk as done", "writing a chunk", "replaying", "indexing")
+
+
+@pytest.fixture(autouse=True)
+def several_chunks(monkeypatch) -> None:
+    monkeypatch.setattr(replay, "CHUNK", 10)
+
+
+def tables(database_url: str) -> list[str]:
+    """Of projections, and what rebuilds make beside them."""
+    with psycopg.connect(database_url) as connection:
+        found = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY 1")
+        return [name for (name,) in found if name.startswith(tuple(NAMES)) and name != "coupon_template_events"]
+
+
+def spoil(database_url: str, name: str) -> None:
+    """So that a rebuild that changed nothing would be seen."""
+    run_sql(database_url, f"UPDATE {name} SET position = -1")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_makes_the_rows_that_the_projector_made(app, database_url, name):
+    given_a_history(app)
+    made = rows(database_url, name)
+    spoil(database_url, name)
+
+    done = app.rebuild(name)
+
+    assert rows(database_url, name) == made
+    assert list(app.verify()) == []
+    assert done.events == done.position == value(database_url, "SELECT count(*) FROM coupon_template_events")
+
+
+def test_several_processes_make_the_same_rows(app, database_url):
+    given_a_history(app)
+    made = rows(database_url)
+    spoil(database_url, "coupon_template")
+
+    app.rebuild(options=RebuildOptions(jobs=2))
+
+    assert rows(database_url) == made
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_of_an_empty_log_it_makes_an_empty_table(app, database_url, name):
+    assert app.rebuild(name).position == 0
+    assert rows(database_url, name) == []
+
+
+def test_the_new_table_has_the_keys_indexes_and_grants_of_the_old_and_leaves_nothing_behind(app, database_url):
+    def shape() -> list[Any]:
+        with psycopg.connect(database_url) as connection:
+            indexes = connection.execute(
+                "SELECT indexdef FROM pg_indexes WHERE tablename = 'coupon_template' ORDER BY 1"
+            )
+            acl = connection.execute("SELECT relacl FROM pg_class WHERE relname = 'coupon_template'")
+            columns = connection.execute(
+                "SELECT attname, atttypid, attnotnull FROM pg_attribute "
+                "WHERE attrelid = 'coupon_template'::regclass AND attnum > 0 ORDER BY attnum"
+            )
+            return [indexes.fetchall(), acl.fetchall(), columns.fetchall()]
+
+    run_sql(database_url, "GRANT SELECT ON coupon_template TO PUBLIC")
+    made, before = shape(), tables(database_url)
+
+    app.rebuild()
+
+    assert shape() == made
+    assert tables(database_url) == before
+
+
+def test_the_old_table_can_be_kept(app, database_url):
+    given_a_history(app)
+    spoil(database_url, "coupon_template")
+    for _ in range(2):
+        app.rebuild(options=RebuildOptions(keep_old=True))
+
+    assert len(rows(database_url, "coupon_template_old")) == len(rows(database_url))
+    assert list(app.verify()) == []
+
+
+def test_a_view_on_the_old_table_is_told_and_keeps_the_next_rebuild_from_beginning(app, database_url):
+    given_a_history(app)
+    run_sql(database_url, "CREATE VIEW ours AS SELECT name FROM coupon_template")
+    app.rebuild()
+    assert list(app.verify()) == []
+
+    with pytest.raises(OldTableInUse, match="view ours"):
+        app.rebuild()
+
+    run_sql(database_url, "DROP VIEW ours")
+    app.rebuild()
+
+
+def test_a_rehearsal_reads_everything_and_writes_nothing(app, database_url):
+    given_a_history(app)
+    spoil(database_url, "coupon_template")
+    before = rows(database_url), tables(database_url)
+
+    counted = {name: app.rehearse(name).rows for name in NAMES}
+
+    assert counted == {name: len(rows(database_url, name)) for name in NAMES}
+    assert (rows(database_url), tables(database_url)) == before
+
+
+def test_a_projection_that_was_never_made_is_made_by_a_rebuild(app, database_url):
+    given_a_history(app)
+    run_sql(database_url, "DROP TABLE shop_month")
+    run_sql(database_url, "DELETE FROM checkpoint WHERE name = 'shop_month'")
+
+    app.rebuild("shop_month")
+
+    assert list(app.verify()) == []
+
+
+# ── while others work ────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def busy(app) -> Iterator[Callable[[], int]]:
+    """Commands and projectors run on in the background; called, it answers how many commands were done."""
+    stop, done = Event(), []
+
+    def command() -> None:
+        while not stop.is_set():
+            made = [a_template(valid_until=EVENING) for _ in range(5)]
+            app.execute_many(made)
+            app.execute_many([increase(template.template_id) for template in made])
+            done.append(10)
+
+    with app.running(["projector"]):
+        thread = Thread(target=command)
+        thread.start()
+        yield lambda: sum(done)
+        stop.set()
+        thread.join()
+
+
+@pytest.fixture
+def prepared(app, settings) -> Callable[[], Any]:
+    """A rebuild that has decided its position, and holds the right to go on."""
+
+    @contextmanager
+    def begun() -> Iterator[Rebuild]:
+        with only_rebuild(settings, TEMPLATE_ROWS) as connection:
+            work = Rebuild(settings, app.pool, app.store, TEMPLATE_ROWS, RebuildOptions(), in_silence, connection)
+            work.prepare()
+            yield work
+
+    return begun
+
+
+def test_what_happens_after_the_position_was_decided_is_applied_once(app, prepared):
+    known, new = a_template(stock=10, valid_until=EVENING), a_template(stock=10, valid_until=EVENING)
+    app.execute(known)
+    with prepared() as work, workers(0) as nobody:
+        app.execute_many([new, *(increase(template.template_id, by=5) for template in (known, new))])
+        work.replay(nobody)
+        work.complete()
+        work.swap_in()
+
+    assert {view.stock for view in app.page(SHOP).views} == {15}
+    assert list(app.verify("coupon_template")) == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_commands_and_projectors_run_on_and_no_event_is_lost(app, busy, name):
+    given = a_template(valid_until=EVENING)
+    app.execute(given)
+    eventually(lambda: busy() > 50)
+
+    for jobs in (1, 2):
+        app.rebuild(name, RebuildOptions(jobs=jobs))
+        assert list(app.verify()) == []
+
+    last = app.execute(increase(given.template_id, by=1))
+    assert app.find(SHOP, given.template_id, at_least=last.position).position == last.position
+    assert list(app.verify()) == []
+
+
+def test_a_shadow_that_is_behind_the_live_rows_is_not_swapped_in(app, database_url, settings):
+    given_a_history(app)
+    with connect(settings) as connection:
+        connection.execute("CREATE TABLE coupon_template_shadow (LIKE coupon_template)")
+        connection.execute("INSERT INTO checkpoint (name, position) VALUES ('coupon_template_shadow', 1)")
+        assert swap(connection, TEMPLATE_ROWS) is None
+
+    assert rows(database_url)
+
+
+def test_a_long_reader_holds_up_the_swap_and_no_other_reader(app, database_url):
+    given_a_history(app)
+    spoil(database_url, "coupon_template")
+    with psycopg.connect(database_url) as reader:
+        reader.execute("SELECT count(*) FROM coupon_template")
+        thread = Thread(target=app.rebuild)
+        thread.start()
+        eventually(lambda: "coupon_template_shadow" in tables(database_url))
+        eventually(lambda: "coupon_template_shadow_chunk" not in tables(database_url))
+        for _ in range(50):
+            assert app.page(SHOP).views[0].position == -1
+        assert thread.is_alive()
+
+    thread.join()
+    assert list(app.verify()) == []
+
+
+def test_readers_that_never_end_are_named_and_what_was_done_is_kept(app, database_url, monkeypatch):
+    given_a_history(app)
+    spoil(database_url, "coupon_template")
+    monkeypatch.setattr(rebuild_module, "SWAP_PATIENCE_S", 0)
+    with psycopg.connect(database_url) as reader:
+        (pid,) = reader.execute("SELECT pg_backend_pid() FROM coupon_template").fetchone()
+        with pytest.raises(SwapBlocked, match=str(pid)):
+            app.rebuild()
+    assert rows(database_url)[0][-1] == -1
+
+    assert app.rebuild(options=RESUME).events == 0
+    assert list(app.verify()) == []
+
+
+def test_a_second_rebuild_is_told_who_runs_the_first(app, settings):
+    with only_rebuild(settings, TEMPLATE_ROWS):
+        with pytest.raises(RebuildRunning, match=f"process {os.getpid()}"):
+            app.rebuild()
+        app.rebuild("shop_month")
+    app.rebuild()
+
+
+# ── interrupted ──────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("step", "name"),
+    [(step, name) for step in STEPS for name in NAMES if name == "coupon_template" or step not in IN_REPLAY],
+)
+def test_killed_after_any_step_nothing_live_changed_and_it_can_be_gone_on_with(app, database_url, step, name):
+    given_a_history(app)
+    made = rows(database_url, name)
+    spoil(database_url, name)
+
+    died = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("rebuild_killed.py")), step, name],
+        env=os.environ | {"COUPON_CLOCK_DATABASE_URL": database_url},
+        check=False,
+    )
+
+    assert died.returncode == -signal.SIGKILL
+    assert {row[-1] for row in rows(database_url, name)} == {-1} or step == "swapping"
+    eventually(lambda: resumed(app, name))
+    assert rows(database_url, name) == made
+    assert tables(database_url) == NAMES
+
+
+def resumed(app: Application, name: str) -> bool:
+    """PostgreSQL takes a moment to notice who died."""
+    try:
+        app.rebuild(name, RESUME)
+    except RebuildRunning:
+        return False
+    return True
+
+
+def test_a_worker_that_is_killed_leaves_its_chunks_to_the_others(app, database_url, prepared):
+    given_a_history(app)
+    made = rows(database_url)
+    with prepared() as work:
+        dead = replay.Replay(work._connection, app.store, TEMPLATE_ROWS, 0)
+        assert dead._claim()
+
+    app.rebuild(options=RESUME)
+
+    assert rows(database_url) == made
+
+
+def test_one_that_was_taken_over_writes_nothing_more(app, database_url, prepared):
+    given_a_history(app)
+    with prepared() as work:
+        asleep = replay.Replay(work._connection, app.store, TEMPLATE_ROWS, 1_000)
+        claimed = asleep._claim()
+        replay.free(work._connection, TEMPLATE_ROWS.shadow)
+        asleep._claim = lambda: claimed
+        with pytest.raises(replay.ShadowTakenOver):
+            asleep.run_once()
+
+    assert rows(database_url, TEMPLATE_ROWS.shadow) == []
+
+
+def test_what_another_fold_version_began_is_not_gone_on_with(app, database_url, monkeypatch):
+    given_a_history(app)
+    monkeypatch.setattr(rebuild_module, "SWAP_PATIENCE_S", 0)
+    with psycopg.connect(database_url) as reader:
+        reader.execute("SELECT FROM coupon_template")
+        with pytest.raises(SwapBlocked):
+            app.rebuild()
+    run_sql(database_url, "UPDATE checkpoint SET fold_version = 7 WHERE name = 'coupon_template_shadow'")
+
+    with pytest.raises(ShadowOfOtherFold, match="without --resume"):
+        app.rebuild(options=RESUME)
+
+    app.rebuild()
+    assert list(app.verify()) == []
+
+
+def test_resuming_where_nothing_was_begun_begins(app):
+    given_a_history(app)
+    assert app.rebuild(options=RESUME).events > 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_event_that_cannot_be_read_ends_it_and_nothing_live_changed(app, database_url, name):
+    given_a_history(app)
+    made = rows(database_url, name)
+    append_unreadable(database_url)
+
+    with pytest.raises(UnreadableEvent, match=r"CouponTemplate\.Folded"):
+        app.rebuild(name, RebuildOptions(jobs=2))
+
+    assert rows(database_url, name) == made
+
+
+def test_ctrl_c_leaves_the_live_rows_and_a_shadow_to_go_on_with(app, database_url):
+    given_a_history(app, 40)
+    made = rows(database_url)
+    spoil(database_url, "coupon_template")
+    command = [sys.executable, "-m", "coupon_clock.cli", "rebuild"]
+    environment = os.environ | {"COUPON_CLOCK_DATABASE_URL": database_url}
+    process = subprocess.Popen(
+        [*command, "--throttle", "1"], env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    eventually(lambda: "coupon_template_shadow_chunk" in tables(database_url))
+    eventually(lambda: value(database_url, "SELECT sum(events) FROM coupon_template_shadow_chunk"))
+
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+
+    assert process.returncode == 130
+    assert "--resume" in said
+    assert "Traceback" not in said
+    assert rows(database_url)[0][-1] == -1
+    subprocess.run([*command, "--resume"], env=environment, check=True, capture_output=True)
+    assert rows(database_url) == made
+
+
+def test_the_pace_is_kept_by_waiting():
+    waits: list[float] = []
+    pace = Pace(100, waits.append)
+    pace.passed(50)
+    pace.passed(50)
+    Pace(None, waits.append).passed(1_000_000)
+
+    assert [round(wait, 1) for wait in waits] == [0.5, 1.0]

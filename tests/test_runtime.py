@@ -1,0 +1,161 @@
+"""What the clockwork makes of a decider. The rest of it is tested through the application and examples/."""
+
+from collections.abc import Iterator
+from datetime import timedelta
+from types import ModuleType
+from uuid import NAMESPACE_OID, UUID, uuid4, uuid5
+
+import pytest
+from msgspec.structs import replace
+
+from coupon_clock.infrastructure.command_handling.handler import DeciderFailed
+from coupon_clock.infrastructure.event_store.store import Unstorable
+from coupon_clock.infrastructure.messaging.broker import MemoryBroker
+from coupon_clock.infrastructure.scheduling.due_result import Done, NotDue, Unanswerable
+from coupon_clock.runtime import Clockwork, NothingDecided
+from coupon_clock.testing import TurnedClock
+from examples import MORNING
+from test_examples import example
+
+
+class Bug(Exception):
+    """Of a decider."""
+
+
+@pytest.fixture(scope="module")
+def shop() -> ModuleType:
+    return example("order_timeout")
+
+
+@pytest.fixture
+def orders(shop: ModuleType, database_url: str) -> Iterator[Clockwork]:
+    with shop.open_orders(database_url=database_url) as orders:
+        yield orders
+
+
+def placed(orders: Clockwork, shop: ModuleType, count: int) -> list[UUID]:
+    commands = [shop.PlaceOrder(command_id=uuid4(), order_id=uuid4(), amount=1000) for _ in range(count)]
+    orders.execute_many(commands)
+    return [command.order_id for command in commands]
+
+
+def with_decider(orders: Clockwork, shop: ModuleType, **changed) -> Clockwork:
+    return Clockwork(orders.settings, orders.pool, replace(orders.decider, **changed), shop.Event)
+
+
+# ── a decider with a mistake ─────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("part", ["decide", "evolve", "due_at"])
+def test_a_decider_that_fails_on_one_stream_makes_no_other_late(shop, orders, part):
+    clock = TurnedClock(orders.settings, MORNING)
+    bad, *good = placed(orders, shop, 10)
+    orders.execute(shop.PayOrder(command_id=uuid4(), order_id=bad))
+
+    def fails_on_what_is_paid(*given):
+        if "paid=True" in repr(given[0]) or isinstance(given[-1], shop.Paid):
+            raise Bug("a mistake")
+        return getattr(shop.ORDERS, part)(*given)
+
+    clock.set(MORNING + shop.PAYMENT_TIME)
+    failure, *answers = with_decider(orders, shop, **{part: fails_on_what_is_paid}).look_at([bad, *good], "sweep")
+    assert isinstance(failure.error, DeciderFailed)
+    assert "a mistake" in str(failure.error)
+    assert answers == [Done(ended_now=True)] * len(good)
+
+
+def test_a_bug_is_told_to_who_executes_with_its_cause(shop, orders):
+    def fails(order, command, now):
+        raise Bug("a mistake")
+
+    mistaken = with_decider(orders, shop, decide=fails)
+    with pytest.raises(DeciderFailed, match="Bug") as failure:
+        mistaken.execute(shop.PlaceOrder(command_id=uuid4(), order_id=uuid4(), amount=1))
+    assert isinstance(failure.value.__cause__, Bug)
+
+
+def test_what_a_decider_gives_that_cannot_be_stored_spoils_no_other(shop, orders):
+    naive = with_decider(orders, shop, due_at=lambda order: order.pay_until.replace(tzinfo=None))
+    good, bad = (shop.PlaceOrder(command_id=uuid4(), order_id=uuid4(), amount=1) for _ in range(2))
+    unspeakable = shop.PlaceOrder(command_id=uuid4(), order_id=uuid4(), amount=1, actor="\ud800")
+    stored, refused = orders.execute_many([good, unspeakable])
+    assert (stored.version, type(refused)) == (1, Unstorable)
+    with pytest.raises(Unstorable):
+        naive.execute(bad)
+
+
+def test_ids_and_actors_that_could_never_be_read_again_are_refused(shop, orders):
+    refused = orders.execute_many(
+        [
+            shop.PlaceOrder(command_id="one", order_id=uuid4(), amount=1, actor=5),
+            None,
+            shop.PlaceOrder(command_id=uuid4(), order_id="two", amount=1),
+        ]
+    )
+    assert [[problem.field for problem in each.problems] for each in refused] == [
+        ["command_id", "actor"],
+        ["order_id"],
+        ["order_id"],
+    ]
+
+
+def test_commands_may_come_from_a_generator(shop, orders):
+    commands = (shop.PlaceOrder(command_id=uuid4(), order_id=uuid4(), amount=1) for _ in range(3))
+    assert [executed.version for executed in orders.execute_many(commands)] == [1, 1, 1]
+
+
+def test_a_look_whose_id_is_not_its_own_each_time_is_named(shop, orders):
+    """It is taken for a repeat of the first, so that a second due time would never be acted on."""
+    clock = TurnedClock(orders.settings, MORNING)
+    (order,) = placed(orders, shop, 1)
+    stuck = with_decider(
+        orders,
+        shop,
+        when_due=lambda order_id: shop.CancelUnpaidOrder(
+            command_id=uuid5(NAMESPACE_OID, str(order_id)), order_id=order_id
+        ),
+        due_at=lambda state: state.pay_until,
+    )
+    clock.set(MORNING + shop.PAYMENT_TIME)
+    assert stuck.look_at([order], "sweep") == [Done(ended_now=True)]
+    (again,) = stuck.look_at([order], "sweep")
+    assert isinstance(again.error, NothingDecided)
+
+
+def test_a_stream_that_cannot_be_looked_at_is_not_tried_again_without_pause(shop, orders):
+    """With the broker in the process, whose alarms are only leased."""
+    clock = TurnedClock(orders.settings, MORNING)
+    placed(orders, shop, 1)
+    clock.set(MORNING + shop.PAYMENT_TIME + timedelta(hours=1))
+    parts = with_decider(orders, shop, decide=lambda order, command, now: []).parts(MemoryBroker())
+    for _ in range(5):
+        parts.relay.run_once()
+        orders.store.learn_time()
+        parts.consumer.run_once()
+    assert len(orders.rejected.oldest(100)) == 1
+
+
+def test_a_decider_that_decides_nothing_when_due_is_named_and_its_message_set_aside(database_url):
+    shop = example("order_timeout")
+    with shop.open_orders(database_url=database_url) as orders:
+        clock = TurnedClock(orders.settings, MORNING)
+        order = shop.PlaceOrder(command_id=uuid4(), order_id=uuid4(), amount=1000)
+        due_at = MORNING + shop.PAYMENT_TIME
+        orders.execute(order)
+        assert orders.look_at([order.order_id], "sweep") == [NotDue(due_at)]
+
+        clock.set(due_at)
+        idle = replace(shop.ORDERS, decide=lambda order, command, now: [])
+        forgetful = Clockwork(orders.settings, orders.pool, idle, shop.Event)
+        parts = forgetful.parts(MemoryBroker())
+        parts.relay.run_once()
+        forgetful.store.learn_time()
+        assert parts.consumer.run_once()["rejected"] == 1
+        (answer,) = forgetful.look_at([order.order_id], "sweep")
+        assert isinstance(answer, Unanswerable)
+        assert isinstance(answer.error, NothingDecided)
+        assert str(order.order_id) in str(answer.error)
+
+        assert orders.look_at([order.order_id], "sweep") == [Done(ended_now=True)]
+        clock.advance(days=1)
+        assert orders.look_at([order.order_id], "sweep") == [Done(ended_now=False)]
