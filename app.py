@@ -1,5 +1,5 @@
 """The in-process API: commands in, answers out, and what runs in the background. Parts are wired together here and in
-clockwork.py, and nowhere else."""
+runtime.py, and nowhere else."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -35,17 +35,25 @@ from coupon_clock.domain.coupon_template import (
     has_content_of,
     taken,
 )
+from coupon_clock.domain.decider import Decider
 from coupon_clock.domain.discount import FixedAmount, Percentage, ThresholdAmount
-from coupon_clock.domain.errors import CouponError, CouponTemplateNotFound, InvalidCommand, Problem, ReadModelBehind
+from coupon_clock.domain.errors import (
+    CouponClockError,
+    CouponTemplateNotFound,
+    InvalidCommand,
+    Problem,
+    ReadModelBehind,
+)
 from coupon_clock.domain.events import ConsumeRule, Event, ReceiveRule, StoredEvent
 from coupon_clock.domain.validity import Validity
-from coupon_clock.infrastructure.command_handling.handler import Decider, Executed
+from coupon_clock.infrastructure.command_handling.handler import Executed
 from coupon_clock.infrastructure.event_store.store import Envelope
 from coupon_clock.infrastructure.loop import Counts, Loop, join, start
 from coupon_clock.infrastructure.messaging.broker import Broker
 from coupon_clock.infrastructure.messaging.rejected import Rejected
-from coupon_clock.infrastructure.postgres.pool import available, connect
-from coupon_clock.infrastructure.scheduling.due_result import Answer
+from coupon_clock.infrastructure.postgres.errors import translate_errors
+from coupon_clock.infrastructure.postgres.pool import connect
+from coupon_clock.infrastructure.scheduling.due_result import DueResult
 from coupon_clock.infrastructure.scheduling.expiry_consumer import ExpiryConsumer
 from coupon_clock.infrastructure.settings import Settings
 from coupon_clock.maintenance.repair import mend_alarms
@@ -60,11 +68,11 @@ from coupon_clock.projections.engine.projection import Projection
 from coupon_clock.projections.engine.projection import position as rows_are_at
 from coupon_clock.projections.engine.projector import Projector
 from coupon_clock.projections.engine.query_validation import template_problems
-from coupon_clock.projections.rebuild.dry_run import Rehearsed, rehearse
+from coupon_clock.projections.rebuild.dry_run import DryRun, dry_run
 from coupon_clock.projections.rebuild.rebuild import Progress, RebuildOptions, Rebuilt, in_silence, rebuild
 from coupon_clock.projections.registry import PROJECTIONS, projection_named
 from coupon_clock.projections.shop_months import SHOP_MONTHS, MonthsPage
-from coupon_clock.runtime import FOLLOW_POLL_S, Clockwork
+from coupon_clock.runtime import FOLLOW_POLL_S, Runtime
 
 __all__ = [
     "Application",
@@ -114,8 +122,8 @@ class Outcome(Struct, frozen=True, gc=False):
 class Application:
     """Coupon templates that end on time. Safe to use from several threads."""
 
-    def __init__(self, templates: Clockwork[CouponTemplate, Command, Event]) -> None:
-        self.clockwork = templates
+    def __init__(self, templates: Runtime[CouponTemplate, Command, Event]) -> None:
+        self.runtime = templates
         self.settings = templates.settings
         self.pool = templates.pool
         self.store = templates.store
@@ -123,12 +131,12 @@ class Application:
     @classmethod
     def open(cls, settings: Settings | None = None) -> Self:
         """Checks the schema; starts nothing. Raises UnusableSettings, DatabaseUnavailable, SchemaMissing, UnsafeLog."""
-        return cls(Clockwork.open(settings or Settings.load(), COUPON_TEMPLATES, StoredEvent))
+        return cls(Runtime.open(settings or Settings.load(), COUPON_TEMPLATES, StoredEvent))
 
     @staticmethod
     def migrate(settings: Settings) -> list[int]:
         """Makes or updates the tables; answers with the numbers of the migrations that ran."""
-        numbers = Clockwork.migrate(settings)
+        numbers = Runtime.migrate(settings)
         with connect(settings) as connection:
             for projection in PROJECTIONS:
                 tables.create(connection, projection)
@@ -144,24 +152,24 @@ class Application:
 
     def close(self) -> None:
         """Ends what follows and closes all connections; a `with` block does it by itself."""
-        self.clockwork.close()
+        self.runtime.close()
 
     # ── commands ─────────────────────────────────────────────────────────────────────────────────
 
     def execute(self, command: ShopCommand, connection: Connection[Any] | None = None) -> Outcome:
         """Its events are stored when this returns; with a `connection`, when the open transaction there commits.
 
-        Raises a CouponError: InvalidCommand, CouponTemplateNotFound, CouponTemplateOver, CommandConflict,
+        Raises a CouponClockError: InvalidCommand, CouponTemplateNotFound, CouponTemplateOver, CommandConflict,
         OutcomeUnknown (send the same command again), DatabaseUnavailable, UnusableTransaction (docs/transactions.md).
         """
         if not isinstance(command, SHOP_COMMANDS):
             raise not_a_command(command)
-        return outcome(self.clockwork.execute(command, connection))
+        return outcome(self.runtime.execute(command, connection))
 
-    def execute_many(self, commands: Sequence[ShopCommand]) -> list[Outcome | CouponError]:
+    def execute_many(self, commands: Sequence[ShopCommand]) -> list[Outcome | CouponClockError]:
         """Outcomes or errors in order, in few transactions: one that fails spoils no other."""
         given = [(each, isinstance(each, SHOP_COMMANDS)) for each in commands]
-        executed = iter(self.clockwork.execute_many([each for each, is_ours in given if is_ours]))
+        executed = iter(self.runtime.execute_many([each for each, is_ours in given if is_ours]))
         return [outcome_of(next(executed)) if is_ours else not_a_command(each) for each, is_ours in given]
 
     # ── queries ──────────────────────────────────────────────────────────────────────────────────
@@ -242,7 +250,7 @@ class Application:
         A durable checkpoint keeps the place; `start` counts the first time only. A batch whose handler raises is
         repeated whole, with back-off. A second process with the same name waits.
         """
-        self.clockwork.follow(name, handler, batch, start, stop)
+        self.runtime.follow(name, handler, batch, start, stop)
 
     # ── the read model, from the log ─────────────────────────────────────────────────────────────
 
@@ -256,9 +264,9 @@ class Application:
         """
         return rebuild(self.settings, self.pool, self.store, projection_named(name), options, progress)
 
-    def rehearse(self, name: str = TEMPLATE_ROWS.name, progress: Progress = in_silence) -> Rehearsed:
+    def dry_run(self, name: str = TEMPLATE_ROWS.name, progress: Progress = in_silence) -> DryRun:
         """Reads and folds what a rebuild would, and writes nothing. Raises as `rebuild` does."""
-        return rehearse(self.settings, self.store, projection_named(name), progress)
+        return dry_run(self.settings, self.store, projection_named(name), progress)
 
     def mend_alarms(self) -> int:
         """Brings the alarm table in place to what the log says; answers how many alarms were wrong.
@@ -285,7 +293,7 @@ class Application:
 
         Raises DatabaseUnavailable, UnreadableEvent.
         """
-        overdue_after = self.settings.sweep_grace + self.settings.sweep_interval
+        overdue_after = self.settings.reconcile_grace + self.settings.reconcile_interval
         return check(self.settings, self.store, timedelta(seconds=overdue_after))
 
     # ── the messages ─────────────────────────────────────────────────────────────────────────────
@@ -295,20 +303,20 @@ class Application:
 
         Answers how many. Stopped in between, it can be run again. Raises DatabaseUnavailable.
         """
-        return self.clockwork.rearm(progress)
+        return self.runtime.rearm(progress)
 
     def rejected(self, limit: int = 1_000) -> list[Rejected]:
         """Messages that were set aside, because they could not be acted on, the oldest first. Raises
         DatabaseUnavailable."""
-        return self.clockwork.rejected.oldest(limit)
+        return self.runtime.rejected.oldest(limit)
 
-    def retry_rejected(self, messages: Sequence[Rejected]) -> list[Answer]:
-        """Looks at the templates that these messages mean, now; those that are no readable message are Unanswerable."""
-        return self.clockwork.retry_rejected(messages)
+    def retry_rejected(self, messages: Sequence[Rejected]) -> list[DueResult]:
+        """Looks at the templates that these messages mean, now; those that are no readable message are Failed."""
+        return self.runtime.retry_rejected(messages)
 
     def drop_rejected(self, ids: Sequence[int] | None = None) -> int:
         """These, or all; answers how many there were. Raises DatabaseUnavailable."""
-        return self.clockwork.rejected.drop(ids)
+        return self.runtime.rejected.drop(ids)
 
     # ── running ──────────────────────────────────────────────────────────────────────────────────
 
@@ -321,7 +329,7 @@ class Application:
         """
         that_end = [role for role in roles if role != "projector"]
         with (
-            self.clockwork.running(that_end, broker) as parts,
+            self.runtime.running(that_end, broker) as parts,
             self._projecting(parts.consumer) if "projector" in roles else nullcontext(),
         ):
             yield
@@ -338,13 +346,13 @@ class Application:
             yield
         finally:
             stop.set()
-            self.clockwork.log_grew.ring()
+            self.runtime.log_grew.notify()
             join(threads)
             release(projectors)
 
     def _loop(self, projector: Projector, consumer: ExpiryConsumer) -> Loop:
-        wait = projector.paced(self.clockwork.log_grew.listener())
-        return Loop("projector", standing_aside(projector, consumer), FOLLOW_POLL_S, wait)
+        wait = projector.paced(self.runtime.log_grew.subscribe())
+        return Loop("projector", yield_to_expiry(projector, consumer), FOLLOW_POLL_S, wait)
 
     # ── what the above needs ─────────────────────────────────────────────────────────────────────
 
@@ -363,7 +371,7 @@ class Application:
         """Once they are that far; no connection is held meanwhile. Raises ReadModelBehind, ReadModelOutdated."""
         deadline = monotonic() + timeout
         while True:
-            with available(), self.pool.connection() as connection:
+            with translate_errors(), self.pool.connection() as connection:
                 position = rows_are_at(connection, projection)
                 if at_least is None or position >= at_least:
                     yield connection
@@ -373,11 +381,11 @@ class Application:
             sleep(READ_POLL_S)
 
 
-def standing_aside(projector: Projector, consumer: ExpiryConsumer) -> Callable[[], Counts]:
+def yield_to_expiry(projector: Projector, consumer: ExpiryConsumer) -> Callable[[], Counts]:
     """Endings first: both need the interpreter, and rows can wait for the moment that a thousand ends take."""
 
     def run_once() -> Counts:
-        consumer.stand_aside(LONGEST_REST_S)
+        consumer.wait_until_idle(LONGEST_REST_S)
         return projector.run_once()
 
     return run_once
@@ -388,7 +396,7 @@ def release(projectors: Sequence[Projector]) -> None:
     try:
         for projector in projectors:
             projector.release()
-    except CouponError as error:
+    except CouponClockError as error:
         log.warning("not released", action="stop", why=str(error))
 
 
@@ -415,8 +423,8 @@ def not_a_command(given: object) -> InvalidCommand:
     return InvalidCommand([Problem("command", given, "must be a command of a shop")])
 
 
-def outcome_of(executed: Executed[Event] | CouponError) -> Outcome | CouponError:
-    return executed if isinstance(executed, CouponError) else outcome(executed)
+def outcome_of(executed: Executed[Event] | CouponClockError) -> Outcome | CouponClockError:
+    return executed if isinstance(executed, CouponClockError) else outcome(executed)
 
 
 def outcome(executed: Executed[Event]) -> Outcome:
@@ -430,5 +438,5 @@ COUPON_TEMPLATES: Decider[CouponTemplate, Command, Event] = Decider(
     evolve=evolve,
     has_content_of=has_content_of,
     due_at=due_at,
-    when_due=look,
+    due_command=look,
 )

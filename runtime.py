@@ -17,36 +17,32 @@ import structlog
 from msgspec import Struct
 from psycopg import Connection
 
-from coupon_clock.domain.errors import CouponError, OutcomeUnknown
+from coupon_clock.domain.decider import Command, Decider, Event, State
+from coupon_clock.domain.errors import CouponClockError, OutcomeUnknown
 from coupon_clock.infrastructure import telemetry
-from coupon_clock.infrastructure.command_handling.handler import (
-    Command,
-    Decider,
-    Event,
-    Executed,
-    Execution,
-    Overtaken,
-    State,
-)
+from coupon_clock.infrastructure.command_handling.handler import Executed, Execution, Overtaken
 from coupon_clock.infrastructure.event_store import migrations as schema
 from coupon_clock.infrastructure.event_store.migrations import UnsafeLog
 from coupon_clock.infrastructure.event_store.store import Cause, Envelope, EventStore
 from coupon_clock.infrastructure.event_store.subscription import Batch, Follower
-from coupon_clock.infrastructure.loop import Bell, Counts, Loop, join, start
-from coupon_clock.infrastructure.messaging.broker import Broker, MemoryBroker
+from coupon_clock.infrastructure.loop import Counts, Loop, join, start
+from coupon_clock.infrastructure.messaging.broker import Broker
+from coupon_clock.infrastructure.messaging.memory_broker import MemoryBroker
 from coupon_clock.infrastructure.messaging.messages import ExpiryDue, UnreadableMessage, from_wire
 from coupon_clock.infrastructure.messaging.rejected import Rejected, RejectedMessages
-from coupon_clock.infrastructure.postgres.caller_transaction import joined
-from coupon_clock.infrastructure.postgres.pool import DatabaseUnavailable, Pool, available, connect, open_pool
+from coupon_clock.infrastructure.notifier import Notifier
+from coupon_clock.infrastructure.postgres.caller_transaction import enlist
+from coupon_clock.infrastructure.postgres.errors import DatabaseUnavailable, translate_errors
+from coupon_clock.infrastructure.postgres.pool import Pool, connect, open_pool
 from coupon_clock.infrastructure.postgres.server_clock import ServerClock
 from coupon_clock.infrastructure.scheduling.alarms import Alarms
-from coupon_clock.infrastructure.scheduling.due_result import Answer, Done, NotDue, TryAgain, Unanswerable
+from coupon_clock.infrastructure.scheduling.due_result import Completed, DueResult, Failed, NotDue, Retry
 from coupon_clock.infrastructure.scheduling.expiry_consumer import ExpiryConsumer
 from coupon_clock.infrastructure.scheduling.reconciler import Reconciler
 from coupon_clock.infrastructure.scheduling.relay import Relay
 from coupon_clock.infrastructure.settings import Settings
 
-__all__ = ["Clockwork", "Decider", "Envelope", "Executed", "Parts", "Role", "Settings"]
+__all__ = ["Decider", "Envelope", "Executed", "Parts", "Role", "Runtime", "Settings"]
 
 Role = Literal["relay", "consumer", "reconciler"]
 ROLES: tuple[Role, ...] = ("relay", "consumer", "reconciler")
@@ -58,12 +54,12 @@ REARM_BATCH = 5_000
 log = structlog.get_logger()
 
 
-class RolesTornApart(CouponError):
+class RolesTornApart(CouponClockError):
     """Without RocketMQ, relay and consumer work only in one process: run both here, or set ROCKETMQ_ENDPOINTS."""
 
 
 @dataclass(eq=False)
-class UnknownRole(CouponError):
+class UnknownRole(CouponClockError):
     """There is no role {name} here: there are {known}."""
 
     name: str
@@ -71,7 +67,7 @@ class UnknownRole(CouponError):
 
 
 @dataclass(eq=False)
-class NothingDecided(CouponError):
+class NothingDecided(CouponClockError):
     """Stream {stream_id} was due at {due_at}, and its decider gave no event: it must, or name a later time."""
 
     stream_id: UUID
@@ -95,11 +91,11 @@ class Parts(Struct, frozen=True):
             while self.consumer.acknowledge(0.0):
                 pass
             self.relay.release()
-        except CouponError as error:
+        except CouponClockError as error:
             log.warning("not released", action="stop", why=str(error))
 
 
-class Clockwork(Generic[State, Command, Event]):
+class Runtime(Generic[State, Command, Event]):
     """Safe to use from several threads. `stored_type`: the union of all event shapes in the log (docs/events.md)."""
 
     def __init__(
@@ -112,8 +108,8 @@ class Clockwork(Generic[State, Command, Event]):
         self.store: EventStore[Event] = EventStore(pool, self.clock, stored_type)
         self.alarms = Alarms(pool)
         self.rejected = RejectedMessages(pool)
-        self.log_grew = Bell()
-        self._alarms_changed = Bell()
+        self.log_grew = Notifier()
+        self._alarms_changed = Notifier()
         self._execution = Execution(self.store, decider, self._appended)
         self._closing = StopEvent()
 
@@ -122,12 +118,12 @@ class Clockwork(Generic[State, Command, Event]):
         """Checks the schema; starts nothing. Raises UnusableSettings, DatabaseUnavailable, SchemaMissing, UnsafeLog."""
         pool = open_pool(settings)
         try:
-            clockwork = cls(settings, pool, decider, stored_type)
-            clockwork._begin()
+            runtime = cls(settings, pool, decider, stored_type)
+            runtime._begin()
         except BaseException:
             pool.close()
             raise
-        return clockwork
+        return runtime
 
     @staticmethod
     def migrate(settings: Settings) -> list[int]:
@@ -153,17 +149,17 @@ class Clockwork(Generic[State, Command, Event]):
     def execute(self, command: Command, connection: Connection[Any] | None = None) -> Executed[Event]:
         """Its events are stored when this returns; with a `connection`, when the transaction there commits.
 
-        Raises a CouponError: the decider's own, CommandConflict, OutcomeUnknown, DatabaseUnavailable, UnsafeLog,
+        Raises a CouponClockError: the decider's own, CommandConflict, OutcomeUnknown, DatabaseUnavailable, UnsafeLog,
         UnusableTransaction.
         """
         if connection is None:
             return self._execution.execute(command)
-        with joined(connection, self.settings.database_schema) as lent:
-            return Execution(self.store.over(lent), self.decider, nobody_told).execute(command)
+        with enlist(connection, self.settings.database_schema) as lent:
+            return Execution(self.store.over(lent), self.decider, no_notifier).execute(command)
 
     def execute_many(
         self, commands: Sequence[Command], cause: Cause = "command"
-    ) -> "list[Executed[Event] | CouponError]":
+    ) -> "list[Executed[Event] | CouponClockError]":
         """What each came to, or its error, in order, in few transactions: one that fails spoils no other."""
         return self._execution.execute_many(commands, cause)
 
@@ -185,11 +181,11 @@ class Clockwork(Generic[State, Command, Event]):
 
         def deliver(batch: Batch[Event]) -> None:
             handler(batch.envelopes)
-            with available(), self.pool.connection() as connection:
+            with translate_errors(), self.pool.connection() as connection:
                 batch.advance(connection)
 
         follower = Follower(self.pool, self.store, name, deliver, batch, start)
-        wait = follower.paced(self.log_grew.listener())
+        wait = follower.paced(self.log_grew.subscribe())
         Loop(name, follower.run_once, FOLLOW_POLL_S, wait).run_forever(stop or self._closing)
         if not self._closing.is_set():
             follower.release()
@@ -208,11 +204,11 @@ class Clockwork(Generic[State, Command, Event]):
             progress(rearmed)
         return rearmed
 
-    def retry_rejected(self, messages: Sequence[Rejected]) -> list[Answer]:
-        """Looks at the streams that these messages mean, now; those that are no readable message are Unanswerable."""
+    def retry_rejected(self, messages: Sequence[Rejected]) -> list[DueResult]:
+        """Looks at the streams that these messages mean, now; those that are no readable message are Failed."""
         read = [readable(message.body) for message in messages]
-        answers = iter(self.look_at([due.stream_id for due in read if isinstance(due, ExpiryDue)], "message"))
-        return [next(answers) if isinstance(due, ExpiryDue) else Unanswerable(due) for due in read]
+        answers = iter(self.handle_due([due.stream_id for due in read if isinstance(due, ExpiryDue)], "message"))
+        return [next(answers) if isinstance(due, ExpiryDue) else Failed(due) for due in read]
 
     # ── running ──────────────────────────────────────────────────────────────────────────────────
 
@@ -234,7 +230,7 @@ class Clockwork(Generic[State, Command, Event]):
             yield parts
         finally:
             stop.set()
-            self._alarms_changed.ring()
+            self._alarms_changed.notify()
             join(others)
             parts.finish()
             broker.close()
@@ -243,18 +239,18 @@ class Clockwork(Generic[State, Command, Event]):
 
     def parts(self, broker: Broker) -> Parts:
         """What acts on this broker, each to be run once or for ever."""
-        lead, grace = self.settings.lead_time, timedelta(seconds=self.settings.sweep_grace)
+        lead, grace = self.settings.lead_time, timedelta(seconds=self.settings.reconcile_grace)
         consumer = ExpiryConsumer(
-            broker, self.alarms, self.rejected, self.look_at, self.clock, lead, self.settings.max_held
+            broker, self.alarms, self.rejected, self.handle_due, self.clock, lead, self.settings.max_held
         )
         relay = Relay(self.alarms, broker, self.clock, lead)
-        return Parts(relay, consumer, Reconciler(self.alarms, self.look_at, grace))
+        return Parts(relay, consumer, Reconciler(self.alarms, self.handle_due, grace))
 
-    def look_at(self, stream_ids: Sequence[UUID], cause: Cause) -> list[Answer]:
+    def handle_due(self, stream_ids: Sequence[UUID], cause: Cause) -> list[DueResult]:
         """Does what is due on those of these streams that are, in few transactions; none given, it reads the time."""
         if not stream_ids:
             self.store.learn_time()
-        executed = self.execute_many([self.decider.when_due(stream_id) for stream_id in stream_ids], cause)
+        executed = self.execute_many([self.decider.due_command(stream_id) for stream_id in stream_ids], cause)
         self._observe_lateness(executed, cause)
         return [answer(each) for each in executed]
 
@@ -262,13 +258,13 @@ class Clockwork(Generic[State, Command, Event]):
 
     def _begin(self) -> None:
         """Checks the schema. After a restore or a failover, when the broker may lack what was sent, arms all again."""
-        with available(), self.pool.connection() as connection:
+        with translate_errors(), self.pool.connection() as connection:
             schema.check(connection)
             self.store.learn_time()
-            if schema.has_moved(connection):
+            if schema.failover_detected(connection):
                 rearmed = self.rearm(lambda done: None)
                 log.warning("the log was restored or failed over", action="rearm", alarms=rearmed)
-            schema.remember_place(connection)
+            schema.remember_cluster(connection)
 
     def _receivers(self, parts: Parts, broker: Broker, stop: StopEvent) -> list[Loop]:
         return [Loop("consumer", parts.consumer.receive, 0, stop.wait) for _ in range(broker.receivers)]
@@ -276,35 +272,35 @@ class Clockwork(Generic[State, Command, Event]):
     def _loops(self, role: Role, parts: Parts, stop: StopEvent) -> list[Loop]:
         match role:
             case "relay":
-                return [Loop(role, parts.relay.run_once, RELAY_POLL_S, self._alarms_changed.listener())]
+                return [Loop(role, parts.relay.run_once, RELAY_POLL_S, self._alarms_changed.subscribe())]
             case "consumer":
                 return [Loop(role, step, 0, stop.wait) for step in (parts.consumer.act, parts.consumer.acknowledge)]
             case "reconciler":
-                return [Loop(role, parts.reconciler.run_once, self.settings.sweep_interval, stop.wait)]
+                return [Loop(role, parts.reconciler.run_once, self.settings.reconcile_interval, stop.wait)]
 
     def _appended(self, earliest_due_at: datetime | None) -> None:
-        self.log_grew.ring()
+        self.log_grew.notify()
         if earliest_due_at is not None:
-            self._alarms_changed.ring()
+            self._alarms_changed.notify()
 
-    def _observe_lateness(self, executed: "Sequence[Executed[Event] | CouponError]", cause: Cause) -> None:
+    def _observe_lateness(self, executed: "Sequence[Executed[Event] | CouponClockError]", cause: Cause) -> None:
         now = self.clock.now()
         for each in executed:
             if isinstance(each, Executed) and did_something(each) and each.was_due_at:
                 telemetry.LATENESS.labels(cause).observe((now - each.was_due_at).total_seconds())
 
 
-def answer(executed: Executed[Any] | CouponError) -> Answer:
+def answer(executed: Executed[Any] | CouponClockError) -> DueResult:
     """What a look came to, in the loops' words."""
     match executed:
         case DatabaseUnavailable() | OutcomeUnknown() | Overtaken() | UnsafeLog():
-            return TryAgain(executed)
-        case CouponError():
-            return Unanswerable(executed)
+            return Retry(executed)
+        case CouponClockError():
+            return Failed(executed)
     if did_something(executed) or executed.was_due_at is None:
-        return Done(ended_now=did_something(executed))
+        return Completed(ended_now=did_something(executed))
     if executed.was_due_at <= executed.decided_at:
-        return Unanswerable(NothingDecided(executed.stream_id, executed.was_due_at))
+        return Failed(NothingDecided(executed.stream_id, executed.was_due_at))
     return NotDue(executed.was_due_at)
 
 
@@ -337,5 +333,5 @@ def check_roles(settings: Settings, roles: Sequence[str]) -> None:
         raise RolesTornApart
 
 
-def nobody_told(earliest_due_at: datetime | None) -> None:
+def no_notifier(earliest_due_at: datetime | None) -> None:
     """What a caller has not committed yet can wake nobody: the loops find it within their poll."""

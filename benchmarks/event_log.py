@@ -28,8 +28,8 @@ from psycopg.rows import TupleRow
 
 from coupon_clock.app import Application, CreateCouponTemplate, Outcome, Settings, TerminateCouponTemplate
 from coupon_clock.domain.events import Event, StockIncreased
+from coupon_clock.infrastructure.event_store.log_reader import LogReader
 from coupon_clock.infrastructure.event_store.store import Append, EventStore, Record
-from coupon_clock.infrastructure.event_store.subscription import LogReader
 from coupon_clock.testing import throw_away_database
 
 THREADS = 16

@@ -1,4 +1,4 @@
-"""How punctual ends are, and what it costs: light load, many at one instant, the relay, the idle sweep, the neighbours.
+"""How punctual ends are, and what it costs: light load, many at one instant, relay, idle reconciler, neighbours.
 
 Lateness is read from PostgreSQL's clock after the append of the end has returned: when it was committed, not decided.
 One process runs all loops, with default settings; RocketMQ's own client is measured beside it. Six minutes.
@@ -22,7 +22,7 @@ from raw_rocketmq import lateness, send
 from coupon_clock.app import Application, Settings
 from coupon_clock.domain.events import Ended
 from coupon_clock.infrastructure.event_store.store import Append, Appended, Conflict, Record
-from coupon_clock.infrastructure.loop import be_punctual
+from coupon_clock.infrastructure.loop import tune_interpreter
 from coupon_clock.infrastructure.scheduling.reconciler import Reconciler
 from coupon_clock.infrastructure.scheduling.relay import Relay
 from coupon_clock.local_servers.servers import LocalServers
@@ -32,7 +32,7 @@ from coupon_clock.testing import throw_away_database
 LIGHT, LIGHT_EVERY_S = 300, 0.05
 MANY, VERY_MANY = 10_000, 100_000
 RELAYED, ROUNDS = 4_000, 5
-IDLE_ALARMS, IDLE_SWEEPS = 1_000_000, 300
+IDLE_ALARMS, IDLE_ROUNDS = 1_000_000, 300
 SENT_PER_S = 1_500
 """Slower than the relay is, so that all messages are on their way before the instant."""
 PATIENCE_S = 60.0
@@ -95,9 +95,7 @@ def relay(running: LocalServers) -> Iterator[Figure]:
         for _ in range(ROUNDS):
             raw.append(RELAYED / send(endpoints, "raw-relay", [in_half_an_hour] * RELAYED))
             create(app, [datetime.now(UTC) + timedelta(minutes=30)] * RELAYED)
-            ours.append(
-                RELAYED / relayed(Relay(app.clockwork.alarms, broker, app.clockwork.clock, app.settings.lead_time))
-            )
+            ours.append(RELAYED / relayed(Relay(app.runtime.alarms, broker, app.runtime.clock, app.settings.lead_time)))
             say(f"relay {ours[-1]:,.0f}/s, raw {raw[-1]:,.0f}/s")
         broker.close()
     yield at_least("relay, alarms to stored messages", median(ours), "1/s", 0.8 * median(raw), median(raw))
@@ -111,8 +109,8 @@ def relayed(relay: Relay) -> float:
     return monotonic() - started
 
 
-def idle_sweep(running: LocalServers) -> Iterator[Figure]:
-    say(f"idle sweep over {IDLE_ALARMS:,} alarms")
+def idle_reconciler(running: LocalServers) -> Iterator[Figure]:
+    say(f"idle reconciler over {IDLE_ALARMS:,} alarms")
     with (
         throw_away_database(running.postgres.url) as url,
         Application.open(Settings.load(database_url=url)) as app,
@@ -120,10 +118,10 @@ def idle_sweep(running: LocalServers) -> Iterator[Figure]:
     ):
         for statement in IDLE_TABLES:
             connection.execute(statement)
-        reconciler = Reconciler(app.clockwork.alarms, app.clockwork.look_at, timedelta(seconds=1))
-        ours = median(seconds(reconciler.run_once) for _ in range(IDLE_SWEEPS))
-        plain = median(seconds(lambda: connection.execute(IDLE_UPDATE)) for _ in range(IDLE_SWEEPS))
-    yield at_most(f"idle sweep over {IDLE_ALARMS:,} alarms, median", 1_000 * ours, "ms", 1, 1_000 * plain)
+        reconciler = Reconciler(app.runtime.alarms, app.runtime.handle_due, timedelta(seconds=1))
+        ours = median(seconds(reconciler.run_once) for _ in range(IDLE_ROUNDS))
+        plain = median(seconds(lambda: connection.execute(IDLE_UPDATE)) for _ in range(IDLE_ROUNDS))
+    yield at_most(f"idle reconciler over {IDLE_ALARMS:,} alarms, median", 1_000 * ours, "ms", 1, 1_000 * plain)
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -205,7 +203,7 @@ MEASURES = {
     "light": light_load,
     "relay": relay,
     "many": many_at_one_instant,
-    "sweep": idle_sweep,
+    "reconciler": idle_reconciler,
     "very-many": very_many_at_one_instant,
 }
 
@@ -214,7 +212,7 @@ def main() -> int:
     parser = arguments(__doc__)
     parser.add_argument("measures", nargs="*", choices=[*MEASURES, []], help="by default all")
     options = parser.parse_args()
-    be_punctual()
+    tune_interpreter()
     with servers("rocketmq") as running:
         measures = options.measures or MEASURES
         return tell((figure for name in measures for figure in MEASURES[name](running)), options.json)

@@ -16,12 +16,12 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from coupon_clock.app import ROLES, Application, Role
-from coupon_clock.domain.errors import CouponError
+from coupon_clock.domain.errors import CouponClockError
 from coupon_clock.importing.files import Format, format_of, line_count, opened
 from coupon_clock.importing.importer import Refused, Tally, import_records, records_of
-from coupon_clock.infrastructure.loop import be_punctual
+from coupon_clock.infrastructure.loop import tune_interpreter
 from coupon_clock.infrastructure.progress import shown_progress
-from coupon_clock.infrastructure.scheduling.due_result import Done, NotDue
+from coupon_clock.infrastructure.scheduling.due_result import Completed, NotDue
 from coupon_clock.infrastructure.settings import Settings
 from coupon_clock.infrastructure.telemetry import log_to_stderr
 from coupon_clock.maintenance.doctor import examine
@@ -57,7 +57,7 @@ def main() -> None:
     log_to_stderr()
     try:
         cli()
-    except CouponError as error:
+    except CouponClockError as error:
         err.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(WRONG_USE)
 
@@ -79,7 +79,7 @@ def run(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     with Application.open() as app:
-        be_punctual()
+        tune_interpreter()
         with app.running(roles):
             stop.wait()
 
@@ -114,7 +114,7 @@ def import_file(
     except KeyboardInterrupt:
         tell_stopped("stopped.", file, data_format, done, as_json)
         raise typer.Exit(INTERRUPTED) from None
-    except CouponError as error:
+    except CouponClockError as error:
         if done.through == after:
             raise
         tell_stopped(str(error), file, data_format, done, as_json)
@@ -154,7 +154,7 @@ def rebuilt(
     if name == ALARM:
         return f"{app.mend_alarms():,} alarms were mended"
     if dry_run:
-        dry = app.rehearse(name, progress)
+        dry = app.dry_run(name, progress)
         return f"{name}: {dry.events:,} events make {dry.rows:,} rows, read and folded in {dry.seconds:.1f} s"
     done = app.rebuild(name, options, progress)
     return f"{name} was rebuilt up to position {done.position:,}: {done.events:,} events in {done.seconds:.1f} s"
@@ -249,7 +249,7 @@ def retry(limit: LimitOption = MOST_SHOWN) -> None:
     with Application.open() as app:
         messages = app.rejected(limit)
         answers = app.retry_rejected(messages)
-        settled = [m.id for m, a in zip(messages, answers, strict=True) if isinstance(a, Done | NotDue)]
+        settled = [m.id for m, a in zip(messages, answers, strict=True) if isinstance(a, Completed | NotDue)]
         app.drop_rejected(settled)
     out.print(f"{len(settled)} settled, {len(messages) - len(settled)} left")
     raise typer.Exit(FOUND_SOMETHING if len(settled) < len(messages) else 0)

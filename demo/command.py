@@ -24,7 +24,7 @@ from coupon_clock.demo.stage import Stage
 from coupon_clock.demo.summary import tell
 from coupon_clock.demo.verdict import Report, judge
 from coupon_clock.demo.watch import Seen, sent, watching
-from coupon_clock.domain.errors import CouponError
+from coupon_clock.domain.errors import CouponClockError
 from coupon_clock.infrastructure.messaging.broker import Broker
 from coupon_clock.infrastructure.postgres.pool import connect
 from coupon_clock.local_servers.servers import Broker as BrokerName
@@ -50,7 +50,7 @@ def main() -> None:
     interrupt_on_signals()
     try:
         typer.run(demo)
-    except CouponError as error:
+    except CouponClockError as error:
         err.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(CANNOT_RUN)
 

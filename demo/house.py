@@ -11,8 +11,8 @@ from uuid import uuid4
 
 import psycopg
 
-from coupon_clock.domain.errors import CouponError
-from coupon_clock.infrastructure.postgres.pool import available
+from coupon_clock.domain.errors import CouponClockError
+from coupon_clock.infrastructure.postgres.errors import translate_errors
 from coupon_clock.local_servers.progress import shown
 from coupon_clock.local_servers.servers import Broker, LocalServers, named_if_unusable
 from coupon_clock.testing import in_database
@@ -21,7 +21,7 @@ DATABASE = "coupon_clock_demo_"
 
 
 @dataclass(eq=False)
-class FolderBusy(CouponError):
+class FolderBusy(CouponClockError):
     """Another demo is running in {folder}: wait for it, or choose another folder with --dir."""
 
     folder: Path
@@ -56,7 +56,7 @@ def servers_in(folder: Path, broker: Broker) -> Iterator[LocalServers]:
 
 def fresh_database(server_url: str) -> str:
     """The URL of a new database; those of earlier runs are dropped."""
-    with available(), psycopg.connect(server_url, autocommit=True) as connection:
+    with translate_errors(), psycopg.connect(server_url, autocommit=True) as connection:
         for (name,) in connection.execute("SELECT datname FROM pg_database").fetchall():
             if re.fullmatch(f"{DATABASE}[0-9a-f]{{32}}", name):
                 connection.execute(f"DROP DATABASE {name} WITH (FORCE)")

@@ -10,7 +10,7 @@ from msgspec import Struct
 from coupon_clock.app import Application, ChangeValidity, Envelope, TerminateCouponTemplate
 from coupon_clock.demo.scenario import LEAD, MoveEnd, Planned, SendAgain, Terminate, Turn, creation
 from coupon_clock.domain.commands import CreateCouponTemplate
-from coupon_clock.domain.errors import CouponError
+from coupon_clock.domain.errors import CouponClockError
 from coupon_clock.domain.events import Ended, Event
 from coupon_clock.infrastructure.messaging.broker import Broker
 from coupon_clock.infrastructure.messaging.messages import ExpiryDue
@@ -21,7 +21,7 @@ PATIENCE = timedelta(seconds=4)
 Twist = Literal["terminated", "moved later", "moved earlier", "sent twice"]
 
 
-class MessageNotSent(CouponError):
+class MessageNotSent(CouponClockError):
     """The message for "{name}" was not given to the broker within {seconds:.0f} s: is the broker working?"""
 
     def __init__(self, name: str, seconds: float) -> None:
@@ -55,7 +55,7 @@ class Stage:
         """All templates, in one transaction. Raises the first error of any."""
         creations = [creation(planned, self.start, number) for number, planned in enumerate(scenario)]
         for outcome in self.app.execute_many(creations):
-            if isinstance(outcome, CouponError):
+            if isinstance(outcome, CouponClockError):
                 raise outcome
         self.templates = [
             OnStage(created, created.valid_until, planned.turn)

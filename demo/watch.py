@@ -12,7 +12,8 @@ from uuid import UUID
 from msgspec import Struct, field
 from psycopg import Connection
 
-from coupon_clock.infrastructure.postgres.pool import available, connect
+from coupon_clock.infrastructure.postgres.errors import translate_errors
+from coupon_clock.infrastructure.postgres.pool import connect
 from coupon_clock.infrastructure.settings import Settings
 
 EVERY_S = 0.002
@@ -65,7 +66,7 @@ def look_until(stop: Event, seen: Seen, settings: Settings) -> None:
 
 def look(connection: Connection[Any], seen: Seen) -> None:
     known = list(seen.committed_at), list(seen.shown_at)
-    with available():
+    with translate_errors():
         rows = connection.execute(LOOK, known, prepare=True, binary=True).fetchall()
     for place, template_id, at in rows:
         times = seen.committed_at if place == "log" else seen.shown_at
@@ -74,5 +75,5 @@ def look(connection: Connection[Any], seen: Seen) -> None:
 
 def sent(connection: Connection[Any]) -> dict[UUID, datetime]:
     """The templates whose message the broker has, and the end that it is for. Raises DatabaseUnavailable."""
-    with available():
+    with translate_errors():
         return dict(connection.execute(SENT, prepare=True).fetchall())

@@ -27,7 +27,7 @@ Sections = tuple[tuple[str, str, Contents], ...]
 SECTIONS: Sections = (
     (
         "The application",
-        "One for each process; safe to use from several threads. Every error is a `CouponError`.",
+        "One for each process; safe to use from several threads. Every error is a `CouponClockError`.",
         (("app.py", ("Application", "Outcome")),),
     ),
     (
@@ -53,14 +53,14 @@ SECTIONS: Sections = (
         "What `history`, `follow` and an `Outcome` hand out.",
         (
             ("domain/events.py", ("Created", "StockIncreased", "ValidityChanged", "Ended", "EndReason")),
-            ("infrastructure/event_store.py", ("Envelope",)),
+            ("infrastructure/event_store/store.py", ("Envelope",)),
         ),
     ),
     (
         "Queries",
         "",
         (
-            ("projections/read_model.py", ("Filters", "Page", "TemplateView", "TemplateRow")),
+            ("projections/coupon_templates.py", ("Filters", "Page", "TemplateView", "TemplateRow")),
             ("projections/shop_months.py", ("MonthsPage", "ShopMonth")),
         ),
     ),
@@ -68,18 +68,19 @@ SECTIONS: Sections = (
         "Proofs",
         "",
         (
-            ("projections/check.py", ("Report", "Lateness", "Violation")),
-            ("projections/stored_rows.py", ("Difference",)),
-            ("projections/verify.py", ("Part",)),
+            ("maintenance/verify/promise.py", ("Report", "Lateness", "Violation")),
+            ("maintenance/verify/stored_rows.py", ("Difference",)),
+            ("maintenance/verify/rows.py", ("Part",)),
         ),
     ),
-    ("Rebuilding", "", (("projections/rebuild.py", ("RebuildOptions", "Rebuilt")),)),
+    ("Rebuilding", "", (("projections/rebuild/rebuild.py", ("RebuildOptions", "Rebuilt")),)),
     (
         "Another deadline",
         "For streams that are no coupon templates: [deadlines.md](deadlines.md).",
         (
-            ("clockwork.py", ("Clockwork",)),
-            ("infrastructure/execution.py", ("Decider", "Executed")),
+            ("runtime.py", ("Runtime",)),
+            ("domain/decider.py", ("Decider",)),
+            ("infrastructure/command_handling/handler.py", ("Executed",)),
         ),
     ),
     (
@@ -87,13 +88,13 @@ SECTIONS: Sections = (
         "",
         (
             (
-                "testing.py",
+                "testing/__init__.py",
                 (
                     "throw_away_database",
-                    "turned_application",
-                    "TurnedClock",
-                    "TurnedApplication",
-                    "TurnedClockwork",
+                    "open_test_application",
+                    "ManualClock",
+                    "TestApplication",
+                    "TestRuntime",
                     "given",
                     "when",
                     "then",
@@ -105,15 +106,16 @@ SECTIONS: Sections = (
         ),
     ),
 )
-SHELVES = ("app.py", "clockwork.py")
+SHELVES = ("app.py", "runtime.py")
 """What their `__all__` offers is imported from there, wherever it is defined."""
 
-ERROR_FILES = ("domain", "infrastructure", "projections", "clockwork.py", "app.py", "importing")
-LOCAL = ROOT / "infrastructure" / "local"
+ERROR_FILES = ("domain", "infrastructure", "projections", "maintenance", "runtime.py", "app.py", "importing")
+LOCAL = ROOT / "local_servers"
 """Servers for development, with errors of their own."""
 ERRORS = """\
-Each is one sentence that says what is wrong and what to do, with these fields as attributes. All are `CouponError`s,
-which is in `coupon_clock.domain.errors`; the module of each is named without the `coupon_clock.` before it."""
+Each is one sentence that says what is wrong and what to do, with these fields as attributes. All are a
+`CouponClockError`, from `coupon_clock.domain.errors`; the module of each is named without the `coupon_clock.` before
+it."""
 SETTINGS = "From the environment, or as arguments of `Settings.load` in small letters. Times are in seconds."
 
 FOREIGN = ("Struct", "NamedTuple", "StrEnum", "Generic")
@@ -274,8 +276,8 @@ def is_class(node: ast.stmt) -> TypeGuard[ast.ClassDef]:
 
 
 def is_error(node: ast.ClassDef, classes: Classes) -> bool:
-    """Whether it derives from CouponError, by way of others or not."""
-    named = any(ast.unparse(base) == "CouponError" for base in node.bases)
+    """Whether it derives from CouponClockError, by way of others or not."""
+    named = any(ast.unparse(base) == "CouponClockError" for base in node.bases)
     return named or any(is_error(base, classes) for base in bases_of(node, classes))
 
 

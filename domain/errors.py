@@ -7,7 +7,7 @@ from uuid import UUID
 LONGEST_SHOWN = 200
 
 
-class CouponError(Exception):
+class CouponClockError(Exception):
     """Something that Coupon Clock refuses or cannot do."""
 
     def __str__(self) -> str:
@@ -16,7 +16,7 @@ class CouponError(Exception):
 
 
 @dataclass(eq=False)
-class CouponTemplateNotFound(CouponError):
+class CouponTemplateNotFound(CouponClockError):
     """There is no coupon template {template_id} in shop {shop_number}: check both."""
 
     template_id: UUID
@@ -24,7 +24,7 @@ class CouponTemplateNotFound(CouponError):
 
 
 @dataclass(eq=False)
-class CouponTemplateOver(CouponError):
+class CouponTemplateOver(CouponClockError):
     """Coupon template {template_id} is over since {over_since:%Y-%m-%dT%H:%M:%S.%fZ}: create a new one instead."""
 
     template_id: UUID
@@ -45,7 +45,7 @@ class Problem:
 
 
 @dataclass(eq=False)
-class InvalidCommand(CouponError):
+class InvalidCommand(CouponClockError):
     """The command breaks these rules: {problems}."""
 
     problems: list[Problem]
@@ -55,7 +55,7 @@ class InvalidCommand(CouponError):
 
 
 @dataclass(eq=False)
-class CommandConflict(CouponError):
+class CommandConflict(CouponClockError):
     """Command {command_id} conflicts with stream {stream_id}: {reason}."""
 
     command_id: UUID
@@ -64,14 +64,14 @@ class CommandConflict(CouponError):
 
 
 @dataclass(eq=False)
-class OutcomeUnknown(CouponError):
+class OutcomeUnknown(CouponClockError):
     """PostgreSQL's answer to command {command_id} was lost: send the same command again, it has no second effect."""
 
     command_id: UUID
 
 
 @dataclass(eq=False)
-class ReadModelBehind(CouponError):
+class ReadModelBehind(CouponClockError):
     """The read model is at position {position}, not yet at {at_least}: is a projector running?"""
 
     position: int

@@ -9,7 +9,7 @@ from threading import Lock
 from uuid import UUID
 
 from coupon_clock.app import Application, Envelope, Event, TemplateView
-from coupon_clock.infrastructure.event_store.subscription import end_of_log
+from coupon_clock.infrastructure.event_store.log_reader import end_of_log
 
 
 class TemplateCache:

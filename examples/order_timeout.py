@@ -1,4 +1,4 @@
-"""An unpaid order is cancelled after 30 minutes: another deadline on the same clockwork, without a line changed in it.
+"""An unpaid order is cancelled after 30 minutes: another deadline on the same runtime, without a line changed in it.
 
 The life of an order comes first, as pure functions; the last ten lines give it a log, alarms and loops, in a schema,
 topic and group of its own.
@@ -12,8 +12,8 @@ from uuid import UUID, uuid4
 from msgspec import Struct
 from msgspec.structs import replace
 
-from coupon_clock.domain.errors import CouponError
-from coupon_clock.runtime import Clockwork, Decider, Settings
+from coupon_clock.domain.errors import CouponClockError
+from coupon_clock.runtime import Decider, Runtime, Settings
 
 PAYMENT_TIME = timedelta(minutes=30)
 
@@ -63,19 +63,19 @@ class CancelUnpaidOrder(Struct, frozen=True, kw_only=True):
 Command = PlaceOrder | PayOrder | CancelUnpaidOrder
 
 
-class NoAmount(CouponError):
+class NoAmount(CouponClockError):
     """An order has an amount, in integer minor units, of at least 1."""
 
 
-class OrderTaken(CouponError):
+class OrderTaken(CouponClockError):
     """There is another order of that id: give yours one of its own."""
 
 
-class OrderUnknown(CouponError):
+class OrderUnknown(CouponClockError):
     """There is no such order."""
 
 
-class OrderCancelled(CouponError):
+class OrderCancelled(CouponClockError):
     """It was not paid in time: place a new order."""
 
 
@@ -138,13 +138,13 @@ ORDERS: Decider[Order, Command, Event] = Decider(
     evolve=evolve,
     has_content_of=has_content_of,
     due_at=lambda order: None if order.is_closed() else order.pay_until,
-    when_due=lambda order_id: CancelUnpaidOrder(command_id=uuid4(), order_id=order_id),
+    due_command=lambda order_id: CancelUnpaidOrder(command_id=uuid4(), order_id=order_id),
 )
 ITS_OWN = {"database_schema": "orders", "rocketmq_topic": "order-timeout", "rocketmq_group": "order-clock"}
 
 
-def open_orders(**settings: Any) -> Clockwork[Order, Command, Event]:
+def open_orders(**settings: Any) -> Runtime[Order, Command, Event]:
     """Makes its tables where they are missing. Then: `with orders.running(): orders.execute(PlaceOrder(…))`."""
     own = Settings.load(**ITS_OWN | settings)
-    Clockwork.migrate(own)
-    return Clockwork.open(own, ORDERS, Event)
+    Runtime.migrate(own)
+    return Runtime.open(own, ORDERS, Event)

@@ -26,13 +26,13 @@ from coupon_clock.app import (
 )
 from coupon_clock.domain.errors import (
     CommandConflict,
-    CouponError,
+    CouponClockError,
     CouponTemplateNotFound,
     CouponTemplateOver,
     InvalidCommand,
 )
 
-STATUS: dict[type[CouponError], int] = {
+STATUS: dict[type[CouponClockError], int] = {
     CouponTemplateNotFound: 404,
     CommandConflict: 409,
     CouponTemplateOver: 409,
@@ -102,8 +102,8 @@ def find(request: Request, shop_number: int, template_id: UUID, at_least: int | 
     return Response(body, media_type="application/json", headers={"ETag": f'"{view.version}"'})
 
 
-@api.exception_handler(CouponError)
-def refused(_: Request, error: CouponError) -> JSONResponse:
+@api.exception_handler(CouponClockError)
+def refused(_: Request, error: CouponClockError) -> JSONResponse:
     content: dict[str, Any] = {"error": str(error)}
     if isinstance(error, InvalidCommand):
         content["problems"] = [{"field": problem.field, "reason": problem.reason} for problem in error.problems]

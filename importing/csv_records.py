@@ -15,7 +15,7 @@ from msgspec import Struct
 from msgspec.structs import fields
 
 from coupon_clock.domain.commands import CreateCouponTemplate
-from coupon_clock.domain.errors import CouponError, Problem
+from coupon_clock.domain.errors import CouponClockError, Problem
 from coupon_clock.domain.rules import is_utf8
 from coupon_clock.importing.files import LONGEST_LINE, numbered_lines
 from coupon_clock.importing.record import Fields, NotATemplate, Record, refuse_broken_texts
@@ -23,7 +23,7 @@ from coupon_clock.importing.record import Fields, NotATemplate, Record, refuse_b
 WHOLE_NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,99})")
 
 
-class HeaderUnusable(CouponError):
+class HeaderUnusable(CouponClockError):
     """The header of the CSV file cannot be used: {reason}; the columns are {columns}."""
 
     def __init__(self, reason: str) -> None:

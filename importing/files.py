@@ -10,7 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import BinaryIO
 
-from coupon_clock.domain.errors import CouponError
+from coupon_clock.domain.errors import CouponClockError
 
 LONGEST_LINE = 100_000
 """In bytes, its end included; four times what a template with the longest texts takes."""
@@ -24,7 +24,7 @@ class Format(StrEnum):
     JSON = "json"
 
 
-class FileUnreadable(CouponError):
+class FileUnreadable(CouponClockError):
     """{name} cannot be read: {reason}."""
 
     def __init__(self, name: object, error: OSError) -> None:

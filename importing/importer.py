@@ -9,13 +9,13 @@ from typing import BinaryIO, NamedTuple
 
 from coupon_clock.app import Application
 from coupon_clock.domain.commands import CreateCouponTemplate
-from coupon_clock.domain.errors import CouponError, OutcomeUnknown
+from coupon_clock.domain.errors import CouponClockError, OutcomeUnknown
 from coupon_clock.importing.csv_records import csv_records
 from coupon_clock.importing.files import Format
 from coupon_clock.importing.json_lines import json_records
 from coupon_clock.importing.record import NotATemplate, Record, command_of
 from coupon_clock.infrastructure.event_store.migrations import UnsafeLog
-from coupon_clock.infrastructure.postgres.pool import DatabaseUnavailable
+from coupon_clock.infrastructure.postgres.errors import DatabaseUnavailable
 
 CHUNK = 1_000
 
@@ -81,6 +81,6 @@ def _import_chunk(app: Application, chunk: list[Record]) -> Imported:
     for line, outcome in zip(commands, app.execute_many(list(commands.values())), strict=True):
         if isinstance(outcome, DatabaseUnavailable | OutcomeUnknown | UnsafeLog):
             raise outcome
-        if isinstance(outcome, CouponError):
+        if isinstance(outcome, CouponClockError):
             refused.append(Refused(line, str(outcome)))
     return Imported(len(chunk) - len(refused), sorted(refused), chunk[-1].last)

@@ -4,14 +4,14 @@ import gc
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from threading import Condition, Event, Thread
-from typing import Protocol
+from threading import Event, Thread
 
 import structlog
 from msgspec import Struct
 
-from coupon_clock.domain.errors import CouponError
+from coupon_clock.domain.errors import CouponClockError
 from coupon_clock.infrastructure import telemetry
+from coupon_clock.infrastructure.notifier import Wait
 
 Counts = Counter[str]
 """What one tick did, by name; empty when there was nothing to do."""
@@ -26,7 +26,7 @@ LONGEST_TURN_S = 0.0005
 log = structlog.get_logger()
 
 
-def be_punctual() -> None:
+def tune_interpreter() -> None:
     """For a process that runs nothing but loops, once all is imported; a host application's own to decide.
 
     A full garbage collection stops every thread for a tenth of a second, mostly to visit modules that never go: they
@@ -37,12 +37,6 @@ def be_punctual() -> None:
     gc.freeze()
     gc.set_threshold(*GARBAGE_THRESHOLDS)
     sys.setswitchinterval(LONGEST_TURN_S)
-
-
-class Wait(Protocol):
-    """How a loop passes its idle time: until `seconds` are over, or something wakes it."""
-
-    def __call__(self, seconds: float, /) -> object: ...
 
 
 class Loop(Struct, frozen=True):
@@ -70,7 +64,7 @@ class Loop(Struct, frozen=True):
 
     def _report(self, error: Exception, back_off: float) -> None:
         telemetry.failed(self.role)
-        unexpected = not isinstance(error, CouponError)
+        unexpected = not isinstance(error, CouponClockError)
         log.warning("again", action="back_off", role=self.role, seconds=back_off, why=str(error), exc_info=unexpected)
 
 
@@ -87,27 +81,3 @@ def start(loops: Sequence[Loop], stop: Event) -> list[Thread]:
 def join(threads: Sequence[Thread]) -> None:
     for thread in threads:
         thread.join(LONGEST_STOP_S)
-
-
-class Bell:
-    """Wakes all who listen. A ring is heard by each listener once, also one that was busy when it rang."""
-
-    def __init__(self) -> None:
-        self._rung = Condition()
-        self._rings = 0
-
-    def ring(self) -> None:
-        with self._rung:
-            self._rings += 1
-            self._rung.notify_all()
-
-    def listener(self) -> Wait:
-        heard = self._rings
-
-        def wait(seconds: float) -> None:
-            nonlocal heard
-            with self._rung:
-                self._rung.wait_for(lambda: self._rings != heard, seconds)
-                heard = self._rings
-
-        return wait

@@ -7,11 +7,11 @@ from typing import Self
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from coupon_clock.domain.errors import CouponError
+from coupon_clock.domain.errors import CouponClockError
 
 
 @dataclass(eq=False)
-class UnusableSettings(CouponError):
+class UnusableSettings(CouponClockError):
     """The settings cannot be used: {problems}."""
 
     problems: str
@@ -50,10 +50,10 @@ class Settings(BaseSettings):
     lead: float = Field(10, ge=1)
     """How long before the end a message is delivered, to be held until the instant: longer than the first long poll
     of a starting consumer (5 s, measured)."""
-    sweep_interval: float = Field(1, gt=0)
-    """How often the sweep looks for what is overdue: with the grace, the longest lateness without a broker."""
-    sweep_grace: float = Field(1, ge=0)
-    """The sweep leaves alarms alone for this long after their end, so that it does not race the messages."""
+    reconcile_interval: float = Field(1, gt=0)
+    """How often the reconciler looks for what is overdue: with the grace, the longest lateness without a broker."""
+    reconcile_grace: float = Field(1, ge=0)
+    """The reconciler leaves alarms alone for this long after their end, so that it does not race the messages."""
     max_held: int = Field(200_000, ge=1)
     """How many messages one consumer holds (about 400 bytes each) before it stops receiving."""
 

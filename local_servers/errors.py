@@ -3,18 +3,18 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from coupon_clock.domain.errors import CouponError
+from coupon_clock.domain.errors import CouponClockError
 
 
 @dataclass(eq=False)
-class LocalServersUnavailable(CouponError):
+class LocalServersUnavailable(CouponClockError):
     """Local servers cannot run here: {reason}; use Linux or macOS with `pip install 'coupon-clock[local]'`, or servers of your own through COUPON_CLOCK_DATABASE_URL and COUPON_CLOCK_ROCKETMQ_ENDPOINTS."""  # noqa: E501
 
     reason: str
 
 
 @dataclass(eq=False)
-class JarNotDownloaded(CouponError):
+class JarNotDownloaded(CouponClockError):
     """RocketMQ's jar {artifact} could not be downloaded from Maven Central ({reason}): check the network (HTTPS_PROXY is honoured) and run it again, what has arrived is kept."""  # noqa: E501
 
     artifact: str
@@ -22,14 +22,14 @@ class JarNotDownloaded(CouponError):
 
 
 @dataclass(eq=False)
-class JarDamaged(CouponError):
+class JarDamaged(CouponClockError):
     """RocketMQ's jar {artifact} arrived damaged (its checksum is not the pinned one) and was thrown away: run it again."""  # noqa: E501
 
     artifact: str
 
 
 @dataclass(eq=False)
-class NoFreePort(CouponError):
+class NoFreePort(CouponClockError):
     """No free TCP port was found between {first} and {last}: stop some of the servers that hold them."""
 
     first: int
@@ -37,7 +37,7 @@ class NoFreePort(CouponError):
 
 
 @dataclass(eq=False)
-class DataFolderOccupied(CouponError):
+class DataFolderOccupied(CouponClockError):
     """{folder} already holds something else than PostgreSQL {version} data: choose another folder, or move it away."""
 
     folder: Path
@@ -45,7 +45,7 @@ class DataFolderOccupied(CouponError):
 
 
 @dataclass(eq=False)
-class FolderUnusable(CouponError):
+class FolderUnusable(CouponClockError):
     """{folder} cannot be used for local servers ({reason}): mend that, or choose another folder."""
 
     folder: Path
@@ -53,7 +53,7 @@ class FolderUnusable(CouponError):
 
 
 @dataclass(eq=False)
-class ServerDidNotStart(CouponError):
+class ServerDidNotStart(CouponClockError):
     """{server} did not start: {line} (more in {log}); run it again, and if its data is broken, delete {folder}."""
 
     server: str
@@ -63,7 +63,7 @@ class ServerDidNotStart(CouponError):
 
 
 @dataclass(eq=False)
-class ServerDidNotAnswer(CouponError):
+class ServerDidNotAnswer(CouponClockError):
     """{server} did not do what was asked ({reason}): see {log}, and run it again."""
 
     server: str
@@ -72,7 +72,7 @@ class ServerDidNotAnswer(CouponError):
 
 
 @dataclass(eq=False)
-class ServersNotStarted(CouponError):
+class ServersNotStarted(CouponClockError):
     """There are no servers in {folder} yet: start them with `coupon-clock local up --dir {folder}`."""
 
     folder: Path

@@ -14,7 +14,7 @@ from uuid import uuid4
 import psycopg
 from psycopg.rows import TupleRow
 
-from coupon_clock.domain.errors import CouponError
+from coupon_clock.domain.errors import CouponClockError
 from coupon_clock.infrastructure.event_store import migrations as schema
 from coupon_clock.infrastructure.messaging.messages import ExpiryDue, to_wire
 from coupon_clock.infrastructure.messaging.rocketmq.access import Access
@@ -22,7 +22,8 @@ from coupon_clock.infrastructure.messaging.rocketmq.connection import Connection
 from coupon_clock.infrastructure.messaging.rocketmq.errors import DelayAboveCap, DelayRefused
 from coupon_clock.infrastructure.messaging.rocketmq.library import require_library
 from coupon_clock.infrastructure.messaging.rocketmq.requests import Outgoing
-from coupon_clock.infrastructure.postgres.pool import available, connect
+from coupon_clock.infrastructure.postgres.errors import translate_errors
+from coupon_clock.infrastructure.postgres.pool import connect
 from coupon_clock.infrastructure.settings import Settings
 
 MOST_SKEW = timedelta(seconds=1)
@@ -52,7 +53,7 @@ class Diagnosis(NamedTuple):
 
 
 @dataclass(eq=False)
-class ClocksApart(CouponError):
+class ClocksApart(CouponClockError):
     """This host's clock is {seconds:.1f} s {where} PostgreSQL's, whose time decides: nothing ends wrongly, but logs mislead and RocketMQ, if its clock is as wrong, delivers at the wrong time. Mend it: chronyc makestep"""  # noqa: E501
 
     seconds: float
@@ -60,16 +61,16 @@ class ClocksApart(CouponError):
 
 
 @dataclass(eq=False)
-class AlarmsOverdue(CouponError):
-    """{count} templates should have been ended already, the first at {since:%Y-%m-%dT%H:%M:%SZ}: no sweep runs, or it fails and its log says why. Mend it: coupon-clock run --role reconciler"""  # noqa: E501
+class AlarmsOverdue(CouponClockError):
+    """{count} templates should have been ended already, the first at {since:%Y-%m-%dT%H:%M:%SZ}: no reconciler runs, or it fails and its log says why. Mend it: coupon-clock run --role reconciler"""  # noqa: E501
 
     count: int
     since: datetime
 
 
 @dataclass(eq=False)
-class AlarmsUnarmed(CouponError):
-    """{count} templates end within {lead:g} s and no broker was told: they will be ended by the sweep, up to two seconds late. Mend it: coupon-clock run --role relay"""  # noqa: E501
+class AlarmsUnarmed(CouponClockError):
+    """{count} templates end within {lead:g} s and no broker was told: they will be ended by the reconciler, up to two seconds late. Mend it: coupon-clock run --role relay"""  # noqa: E501
 
     count: int
     lead: float
@@ -85,7 +86,7 @@ def _examine_postgresql(settings: Settings) -> Iterator[Diagnosis]:
     try:
         settings.database()
         connection = connect(settings)
-    except CouponError as error:
+    except CouponClockError as error:
         yield Diagnosis("postgresql", False, str(error))
         return
     with connection:
@@ -93,16 +94,16 @@ def _examine_postgresql(settings: Settings) -> Iterator[Diagnosis]:
         yield log
         if log.ok:
             yield _diagnosis("clock", lambda: _clock(connection))
-            yield _diagnosis("sweep", lambda: _sweep(connection, settings))
+            yield _diagnosis("reconciler", lambda: _reconcile(connection, settings))
             yield _diagnosis("relay", lambda: _relay(connection, settings))
 
 
 def _diagnosis(part: str, look: Callable[[], str]) -> Diagnosis:
     """`look` says what is fine, or raises what is not."""
     try:
-        with available():
+        with translate_errors():
             return Diagnosis(part, True, look())
-    except CouponError as error:
+    except CouponClockError as error:
         return Diagnosis(part, False, str(error))
 
 
@@ -121,9 +122,9 @@ def _clock(connection: psycopg.Connection[TupleRow]) -> str:
     return f"this host and PostgreSQL agree on the time, to {1_000 * abs(skew).total_seconds():.0f} ms"
 
 
-def _sweep(connection: psycopg.Connection[TupleRow], settings: Settings) -> str:
-    """Twice its usual time is allowed, so that a busy sweep is no finding."""
-    allowed = timedelta(seconds=2 * (settings.sweep_grace + settings.sweep_interval))
+def _reconcile(connection: psycopg.Connection[TupleRow], settings: Settings) -> str:
+    """Twice its usual time is allowed, so that a busy reconciler is no finding."""
+    allowed = timedelta(seconds=2 * (settings.reconcile_grace + settings.reconcile_interval))
     count, since = schema.one(connection, OVERDUE, allowed)
     if count:
         raise AlarmsOverdue(count, since)
@@ -170,7 +171,7 @@ def _group(settings: Settings) -> str:
     """Receives nothing: what is received is away from others for a while. Who may not receive is refused already when
     the connection says what it would receive, and as which group."""
     with _connected(settings, Connection.for_receiving) as connection:
-        brokers = ", ".join(lane.broker for lane in connection.lanes())
+        brokers = ", ".join(route.broker for route in connection.routes())
     return f"{settings.rocketmq_group} can receive from {brokers}"
 
 

@@ -12,7 +12,8 @@ from uuid import UUID
 from coupon_clock.domain.coupon_template import due_at, fold
 from coupon_clock.domain.events import Event
 from coupon_clock.infrastructure.event_store.store import EventStore, UnreadableEvent
-from coupon_clock.infrastructure.postgres.pool import Pool, available
+from coupon_clock.infrastructure.postgres.errors import translate_errors
+from coupon_clock.infrastructure.postgres.pool import Pool
 from coupon_clock.infrastructure.settings import Settings
 from coupon_clock.maintenance.verify.rows import verify
 
@@ -45,7 +46,7 @@ def mend_alarms(settings: Settings, pool: Pool, store: EventStore[Event]) -> int
 
 
 def _mend(pool: Pool, store: EventStore[Event], stream_ids: Sequence[UUID]) -> None:
-    with available(), pool.connection() as connection, connection.transaction():
+    with translate_errors(), pool.connection() as connection, connection.transaction():
         connection.execute(LOCK, (list(stream_ids),))
         alarms = dict(_due(store, stream_ids))
         kept = {stream_id: due for stream_id, due in alarms.items() if due is not None}

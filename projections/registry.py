@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from coupon_clock.domain.errors import CouponError
+from coupon_clock.domain.errors import CouponClockError
 from coupon_clock.projections.coupon_templates import TEMPLATE_ROWS
 from coupon_clock.projections.engine.projection import Projection
 from coupon_clock.projections.shop_months import SHOP_MONTHS
@@ -12,7 +12,7 @@ PROJECTIONS: tuple[Projection[Any], ...] = (TEMPLATE_ROWS, SHOP_MONTHS)
 
 
 @dataclass(eq=False)
-class UnknownProjection(CouponError):
+class UnknownProjection(CouponClockError):
     """There is no projection {name}: there are {known}."""
 
     name: str

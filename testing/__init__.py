@@ -1,12 +1,12 @@
 """For users' own tests: a clock to turn, an application on a throw-away database, and given / when / then.
 
-with throw_away_database(server_url) as url, turned_application(url, datetime(2026, 1, 1, tzinfo=UTC)) as app:
+with throw_away_database(server_url) as url, open_test_application(url, datetime(2026, 1, 1, tzinfo=UTC)) as app:
     given(app, CreateCouponTemplate(…))
     app.clock.advance(days=90)
     app.run_due()
     then(app, Ended(shop_number, EndReason.EXPIRED, ended_at))
 
-The same for streams of one's own: `TurnedClockwork`.
+The same for streams of one's own: `TestRuntime`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,20 +22,20 @@ from psycopg.conninfo import conninfo_to_dict
 
 from coupon_clock.app import Application
 from coupon_clock.domain import rules
-from coupon_clock.domain.errors import CouponError
+from coupon_clock.domain.decider import AnyCommand, Command
+from coupon_clock.domain.errors import CouponClockError
 from coupon_clock.domain.events import Event
 from coupon_clock.domain.validity import utc
-from coupon_clock.infrastructure.command_handling.handler import AnyCommand, Command
+from coupon_clock.infrastructure.event_store.log_reader import LogReader
 from coupon_clock.infrastructure.event_store.migrations import MIGRATIONS
-from coupon_clock.infrastructure.event_store.subscription import LogReader
 from coupon_clock.infrastructure.loop import Counts
-from coupon_clock.infrastructure.messaging.broker import MemoryBroker
+from coupon_clock.infrastructure.messaging.memory_broker import MemoryBroker
 from coupon_clock.infrastructure.postgres.pool import connect
-from coupon_clock.infrastructure.scheduling.due_result import TryAgain, Unanswerable
+from coupon_clock.infrastructure.scheduling.due_result import Failed, Retry
 from coupon_clock.infrastructure.scheduling.reconciler import BEFORE_ALL
 from coupon_clock.infrastructure.settings import Settings
 from coupon_clock.projections.registry import PROJECTIONS
-from coupon_clock.runtime import Clockwork, Executed
+from coupon_clock.runtime import Executed, Runtime
 
 TURNABLE = """
 CREATE TABLE IF NOT EXISTS turned_clock (at timestamptz);
@@ -51,7 +51,7 @@ TEMPLATE_LOCK = 1129271118
 
 NO_GRACE = timedelta(0)
 
-Refusal = TypeVar("Refusal", bound=CouponError)
+Refusal = TypeVar("Refusal", bound=CouponClockError)
 AnyEvent = TypeVar("AnyEvent")
 Answer = TypeVar("Answer")
 TakenCommand = TypeVar("TakenCommand", contravariant=True)
@@ -77,21 +77,21 @@ def throw_away_database(server_url: str) -> Iterator[str]:
 
 
 @contextmanager
-def turned_application(database_url: str, now: datetime, **settings: Any) -> Iterator["TurnedApplication"]:
+def open_test_application(database_url: str, now: datetime, **settings: Any) -> Iterator["TestApplication"]:
     """An application whose PostgreSQL thinks it is `now` (an aware time) until the clock is turned.
 
     Only for a throw-away database.
     """
-    given = Settings.load(database_url=database_url, **{"sweep_grace": 0} | settings)
-    clock = TurnedClock(given, now)
-    with TurnedApplication.open(given) as app:
+    given = Settings.load(database_url=database_url, **{"reconcile_grace": 0} | settings)
+    clock = ManualClock(given, now)
+    with TestApplication.open(given) as app:
         app.clock = clock
         app.reader = LogReader(app.pool, 0)
-        app.ticks = [app.clockwork.parts(MemoryBroker()).run_once, *(each.run_once for each in app.projectors())]
+        app.ticks = [app.runtime.parts(MemoryBroker()).run_once, *(each.run_once for each in app.projectors())]
         yield app
 
 
-class TurnedClock:
+class ManualClock:
     """PostgreSQL's time in one throw-away database and schema, turned by hand. `now` is kept in UTC."""
 
     def __init__(self, settings: Settings, now: datetime) -> None:
@@ -113,54 +113,57 @@ class TurnedClock:
         self.set(self.now + timedelta(**by))
 
 
-class TurnedApplication(Application):
+class TestApplication(Application):
     """An application with a clock to turn and nothing in the background: `run_due` does what the loops would."""
 
-    clock: TurnedClock
+    __test__ = False  # its name looks like a test to pytest
+    clock: ManualClock
     ticks: list[Callable[[], Counts]]
     reader: LogReader
-    refusal: CouponError | None = None
+    refusal: CouponClockError | None = None
 
     def run_due(self) -> Counts:
-        """Runs relay, consumer, sweep and projectors until nothing is left to do at this time."""
-        return run_due(self.clockwork, self.ticks)
+        """Runs relay, consumer, reconciler and projectors until nothing is left to do at this time."""
+        return run_due(self.runtime, self.ticks)
 
     def happened(self) -> list[Event]:
         """All events since it was asked last, in the order of the log."""
-        return news(self.clockwork, self.reader)
+        return news(self.runtime, self.reader)
 
 
-class TurnedClockwork(Generic[Command, AnyEvent]):
-    """An open clockwork of one's own with a clock to turn, and nothing in the background. Only in a throw-away
-    database: `with open_orders(database_url=url) as clockwork: orders = TurnedClockwork(clockwork, now)`."""
+class TestRuntime(Generic[Command, AnyEvent]):
+    """An open runtime of one's own with a clock to turn, and nothing in the background. Only in a throw-away
+    database: `with open_orders(database_url=url) as runtime: orders = TestRuntime(runtime, now)`."""
 
-    def __init__(self, clockwork: Clockwork[Any, Command, AnyEvent], now: datetime) -> None:
-        self.clockwork = clockwork
-        self.clock = TurnedClock(clockwork.settings, now)
-        self.refusal: CouponError | None = None
-        self._reader = LogReader(clockwork.pool, 0)
-        self._ticks = [clockwork.parts(MemoryBroker()).run_once]
+    __test__ = False
+
+    def __init__(self, runtime: Runtime[Any, Command, AnyEvent], now: datetime) -> None:
+        self.runtime = runtime
+        self.clock = ManualClock(runtime.settings, now)
+        self.refusal: CouponClockError | None = None
+        self._reader = LogReader(runtime.pool, 0)
+        self._ticks = [runtime.parts(MemoryBroker()).run_once]
 
     def execute(self, command: Command) -> Executed[AnyEvent]:
-        """As the clockwork does."""
-        return self.clockwork.execute(command)
+        """As the runtime does."""
+        return self.runtime.execute(command)
 
     def run_due(self) -> Counts:
-        """Runs relay, consumer and sweep until nothing is left to do at this time."""
-        return run_due(self.clockwork, self._ticks)
+        """Runs relay, consumer and reconciler until nothing is left to do at this time."""
+        return run_due(self.runtime, self._ticks)
 
     def happened(self) -> list[AnyEvent]:
         """All events since it was asked last, in the order of the log."""
-        return news(self.clockwork, self._reader)
+        return news(self.runtime, self._reader)
 
 
 # ── given / when / then ──────────────────────────────────────────────────────────────────────────
 
 
 class Turned(Protocol[TakenCommand, GivenAnswer]):
-    """What given / when / then need: a TurnedApplication, a TurnedClockwork, or what does as they do."""
+    """What given / when / then need: a TestApplication, a TestRuntime, or what does as they do."""
 
-    refusal: CouponError | None
+    refusal: CouponClockError | None
 
     def execute(self, command: TakenCommand, /) -> GivenAnswer: ...
 
@@ -180,7 +183,7 @@ def when(app: Turned[Command, Answer], command: Command) -> Answer | None:
     fail_if_refused(app)
     try:
         return app.execute(command)
-    except CouponError as refusal:
+    except CouponClockError as refusal:
         app.refusal = refusal
         return None
 
@@ -217,33 +220,33 @@ def fail_if_refused(app: Turned[Any, Any]) -> None:
 # ── databases and ticks ──────────────────────────────────────────────────────────────────────────
 
 
-def run_due(clockwork: Clockwork[Any, Any, Any], ticks: Sequence[Callable[[], Counts]]) -> Counts:
-    """Runs these in turn until nothing is left to do at this time; for a clockwork alone, its `parts(…).run_once`."""
-    clockwork.store.learn_time()
+def run_due(runtime: Runtime[Any, Any, Any], ticks: Sequence[Callable[[], Counts]]) -> Counts:
+    """Runs these in turn until nothing is left to do at this time; for a runtime alone, its `parts(…).run_once`."""
+    runtime.store.learn_time()
     done = Counts()
     for _ in range(MOST_TICKS):
         counts = sum((tick() for tick in ticks), Counts())
         if not set(counts) - WAITING:
             return done
-        if set(counts) == {"failed"} and (reason := why_it_fails(clockwork)):
+        if set(counts) == {"failed"} and (reason := why_it_fails(runtime)):
             raise AssertionError(f"{counts['failed']} of the streams that are due fail: {reason}")
         done += counts
     raise AssertionError(f"still busy after {MOST_TICKS} ticks: {done}")
 
 
-def why_it_fails(clockwork: Clockwork[Any, Any, Any]) -> str:
+def why_it_fails(runtime: Runtime[Any, Any, Any]) -> str:
     """Why the first stream that is due cannot be looked at, found by looking again, because the loops only log it;
     empty where it now can."""
-    first = clockwork.alarms.overdue(NO_GRACE, BEFORE_ALL, 1)
-    answers = clockwork.look_at([alarm.stream_id for alarm in first], "sweep")
-    return "".join(str(answer.error) for answer in answers if isinstance(answer, Unanswerable | TryAgain))
+    first = runtime.alarms.overdue(NO_GRACE, BEFORE_ALL, 1)
+    answers = runtime.handle_due([alarm.stream_id for alarm in first], "reconciler")
+    return "".join(str(answer.error) for answer in answers if isinstance(answer, Failed | Retry))
 
 
-def news(clockwork: Clockwork[Any, Any, AnyEvent], reader: LogReader) -> list[AnyEvent]:
+def news(runtime: Runtime[Any, Any, AnyEvent], reader: LogReader) -> list[AnyEvent]:
     """The events that this reader has not read yet, in the order of the log."""
     events: list[AnyEvent] = []
     while rows := reader.page(PAGE).rows:
-        events += [clockwork.store.envelope(row.stream_id, row.version, row.position, row.state).event for row in rows]
+        events += [runtime.store.envelope(row.stream_id, row.version, row.position, row.state).event for row in rows]
     return events
 
 

@@ -13,7 +13,7 @@ from coupon_clock.app import Application, Settings
 from coupon_clock.local_servers.postgres import LocalPostgres
 from coupon_clock.local_servers.progress import shown
 from coupon_clock.local_servers.rocketmq_server import LocalRocketMQ
-from coupon_clock.testing import TurnedApplication, throw_away_database, turned_application
+from coupon_clock.testing import TestApplication, open_test_application, throw_away_database
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests import examples.py and the contract suites by name
 
@@ -90,7 +90,7 @@ def live(settings: Settings) -> Iterator[Application]:
 
 
 @pytest.fixture
-def app(database_url: str) -> Iterator[TurnedApplication]:
+def app(database_url: str) -> Iterator[TestApplication]:
     """An application whose clock is turned by hand; it is the MORNING of 1 March 2026."""
-    with turned_application(database_url, MORNING) as app:
+    with open_test_application(database_url, MORNING) as app:
         yield app

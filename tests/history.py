@@ -5,11 +5,11 @@ from uuid import UUID
 
 import psycopg
 
-from coupon_clock.testing import TurnedApplication
+from coupon_clock.testing import TestApplication
 from examples import EVENING, NOON, OTHER_SHOP, SHOP, a_template, change, increase, terminate
 
 
-def given_a_history(app: TurnedApplication, templates: int = 12) -> list[UUID]:
+def given_a_history(app: TestApplication, templates: int = 12) -> list[UUID]:
     """Half of them ended, one way or the other; everything applied. Answers with their ids."""
     made = [a_template(shop_number=(SHOP, OTHER_SHOP)[n % 2], name=f"Sale {n} ü") for n in range(templates)]
     app.execute_many(made)

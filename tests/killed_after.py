@@ -24,7 +24,7 @@ STEPS: dict[str, list[tuple[Any, str]]] = {
     "receiving": [(broker, "receive")],
     "appending the end": [(EventStore, "append")],
     "acknowledging": [(broker, "acknowledge")],
-    "sweeping": [(Reconciler, "_sweep")],
+    "reconciling": [(Reconciler, "_reconcile")],
     "writing rows": [(projector, "save")],
 }
 

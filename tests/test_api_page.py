@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from coupon_clock.domain.errors import CouponError
+from coupon_clock.domain.errors import CouponClockError
 
 PAGE = (Path(__file__).parent.parent / "docs" / "api.md").read_text()
 SECTIONS = re.split(r"^## ", PAGE, flags=re.MULTILINE)[1:]
@@ -31,7 +31,7 @@ def test_every_error_is_in_the_module_named():
     rows = ERROR.findall(BY_HEADING["Errors"])
     errors = [getattr(import_module(f"coupon_clock.{module}"), name) for name, module in rows]
     assert len(errors) > 50
-    assert [error for error in errors if not issubclass(error, CouponError)] == []
+    assert [error for error in errors if not issubclass(error, CouponClockError)] == []
 
 
 def test_errors_of_an_import_and_those_with_a_name_that_others_have_too_are_listed():
@@ -40,5 +40,5 @@ def test_errors_of_an_import_and_those_with_a_name_that_others_have_too_are_list
 
 def test_a_context_manager_is_shown_with_what_it_gives():
     assert "\nwith throw_away_database(server_url: str) -> str\n" in PAGE
-    assert re.search(r"^with turned_application\(.* -> TurnedApplication$", PAGE, re.MULTILINE)
+    assert re.search(r"^with open_test_application\(.* -> TestApplication$", PAGE, re.MULTILINE)
     assert len(re.findall(r"^with running\(.* -> (None|Parts)$", PAGE, re.MULTILINE)) == 2

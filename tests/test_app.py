@@ -268,4 +268,4 @@ def test_history_tells_who_did_what_and_why(app):
     created, ended = app.history(SHOP, template.template_id)
     assert (created.actor, created.cause, created.version, created.recorded_at) == ("anna", "command", 1, MORNING)
     assert (ended.actor, ended.version, ended.recorded_at) == (None, 2, NOON)
-    assert ended.cause in ("message", "sweep")
+    assert ended.cause in ("message", "reconciler")

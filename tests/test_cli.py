@@ -94,8 +94,8 @@ def test_rejected_messages_are_listed_retried_and_dropped(live, database_url):
     template = ending_in(3600)
     live.execute(template)
     due = to_wire(ExpiryDue(template.template_id, template.valid_until))
-    live.clockwork.rejected.add(Delivery("1", due, None), "set aside for a test")
-    live.clockwork.rejected.add(Delivery("2", b"\xff\x00", None), "no \x00 JSON")
+    live.runtime.rejected.add(Delivery("1", due, None), "set aside for a test")
+    live.runtime.rejected.add(Delivery("2", b"\xff\x00", None), "no \x00 JSON")
 
     listed = coupon_clock("rejected", "list", "--json", database_url=database_url)
     assert listed.returncode == 1
@@ -115,4 +115,4 @@ def test_rearm_marks_every_alarm_unarmed(live, database_url):
         connection.execute("UPDATE alarm SET armed_at = now()")
 
     assert coupon_clock("rearm", database_url=database_url).stdout.startswith("3 alarms")
-    assert len(live.clockwork.alarms.claim(timedelta(hours=2), 10)) == 3
+    assert len(live.runtime.alarms.claim(timedelta(hours=2), 10)) == 3

@@ -13,10 +13,10 @@ from uuid import UUID
 import pytest
 
 from coupon_clock.app import Application, Outcome, Settings
-from coupon_clock.domain.errors import CouponError, OutcomeUnknown
+from coupon_clock.domain.errors import CouponClockError, OutcomeUnknown
 from coupon_clock.domain.events import Ended
 from coupon_clock.infrastructure.event_store.store import Cause
-from coupon_clock.infrastructure.postgres.pool import DatabaseUnavailable
+from coupon_clock.infrastructure.postgres.errors import DatabaseUnavailable
 from coupon_clock.local_servers.ports import free_block
 from coupon_clock.local_servers.postgres import LocalPostgres
 from coupon_clock.local_servers.rocketmq_server import LocalRocketMQ
@@ -76,7 +76,7 @@ def all_armed(app: Application) -> bool:
 
 
 def then_it_works_by_message_again(app: Application) -> None:
-    """Whatever is tried meanwhile ends by the sweep; in the end one ends by its message."""
+    """Whatever is tried meanwhile ends by the reconciler; in the end one ends by its message."""
 
     def one_does() -> bool:
         template = ending_in(3)
@@ -114,7 +114,7 @@ def test_a_broker_killed_with_alarms_armed_loses_nothing_and_is_used_again(datab
         fragile_rocketmq.kill()
 
         eventually(lambda: all_ended(app, during))
-        assert {end_of(app, template).cause for template in during} == {"sweep"}
+        assert {end_of(app, template).cause for template in during} == {"reconciler"}
         fragile_rocketmq.start()
         then_it_works_by_message_again(app)
         then_the_promise_holds(app)
@@ -164,10 +164,12 @@ def test_a_process_whose_broker_is_away_at_its_start_serves_and_grows_in_nothing
         over_at = monotonic() + 60 * request.config.getoption("--long-outage")
         while monotonic() < over_at or failed_calls(process) < ENOUGH:
             template_id = process.create_template(0.5)
-            eventually(lambda template_id=template_id: cause_of_end(app, template_id) == "sweep")
+            eventually(lambda template_id=template_id: cause_of_end(app, template_id) == "reconciler")
             assert app.check().overdue == []
         after = process.footprint()
-        print(before, after, f"{failed_calls(process)} failed calls", app.check().lateness["sweep"].worst, sep="\n")
+        print(
+            before, after, f"{failed_calls(process)} failed calls", app.check().lateness["reconciler"].worst, sep="\n"
+        )
         assert after.grew(before).is_within(MOST_GROWTH)
 
         fragile_rocketmq.start()
@@ -183,7 +185,7 @@ def test_postgresql_restarted_under_load_keeps_what_was_answered_and_nothing_twi
         ending = [ending_in(2 + n / 20) for n in range(40)]
         app.execute_many(ending)
         stored: list[int] = []
-        refused: list[CouponError] = []
+        refused: list[CouponClockError] = []
 
         def increase_until(count: int) -> None:
             while len(stored) < count:

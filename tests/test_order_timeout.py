@@ -1,4 +1,4 @@
-"""Another deadline on the unchanged clockwork: examples/order_timeout.py, with a clock to turn and with real parts."""
+"""Another deadline on the unchanged runtime: examples/order_timeout.py, with a clock to turn and with real parts."""
 
 from collections.abc import Iterator
 from datetime import timedelta
@@ -9,8 +9,8 @@ from uuid import UUID, uuid4
 import pytest
 
 from coupon_clock.domain.errors import CommandConflict, InvalidCommand
-from coupon_clock.runtime import Clockwork
-from coupon_clock.testing import TurnedClockwork, given, then, then_nothing, then_refused, when
+from coupon_clock.runtime import Runtime
+from coupon_clock.testing import TestRuntime, given, then, then_nothing, then_refused, when
 from deadlines import eventually
 from examples import MORNING, SHOP, ending_in
 from test_examples import example
@@ -25,16 +25,16 @@ def shop() -> ModuleType:
 
 
 @pytest.fixture
-def orders(shop: ModuleType, database_url: str) -> Iterator[TurnedClockwork]:
-    with shop.open_orders(database_url=database_url) as clockwork:
-        yield TurnedClockwork(clockwork, MORNING)
+def orders(shop: ModuleType, database_url: str) -> Iterator[TestRuntime]:
+    with shop.open_orders(database_url=database_url) as runtime:
+        yield TestRuntime(runtime, MORNING)
 
 
 def ids(order_id: UUID | None = None) -> dict[str, Any]:
     return {"command_id": uuid4(), "order_id": order_id or uuid4()}
 
 
-def events(orders: Clockwork, order_id: UUID) -> list[str]:
+def events(orders: Runtime, order_id: UUID) -> list[str]:
     return [type(envelope.event).__name__ for envelope in orders.store.load(order_id)[0]]
 
 
@@ -97,7 +97,7 @@ def test_orders_and_coupons_share_a_database_and_nothing_else(shop, orders, live
         live.execute(template)
         eventually(lambda: len(live.history(SHOP, template.template_id)) == 2)
 
-    assert orders.clockwork.store.load(template.template_id)[0] == []
+    assert orders.runtime.store.load(template.template_id)[0] == []
     assert not live.check().found_something
     assert list(live.verify()) == []
 
@@ -106,7 +106,7 @@ def test_orders_and_coupons_share_a_database_and_nothing_else(shop, orders, live
 def test_an_order_is_cancelled_by_its_own_topic(shop, rocketmq, database_url, monkeypatch):
     monkeypatch.setattr(shop, "PAYMENT_TIME", timedelta(seconds=3))
     rocketmq.provision("order-timeout", "order-clock")
-    rocketmq_settings = {"rocketmq_endpoints": rocketmq.endpoints, "sweep_grace": 3600}
+    rocketmq_settings = {"rocketmq_endpoints": rocketmq.endpoints, "reconcile_grace": 3600}
     with shop.open_orders(database_url=database_url, **rocketmq_settings) as orders, orders.running():
         order = shop.PlaceOrder(**ids(), amount=1000)
         orders.execute(order)

@@ -18,11 +18,11 @@ from msgspec.structs import asdict, replace
 
 from coupon_clock.app import COUPON_TEMPLATES, Outcome, outcome_of
 from coupon_clock.domain.commands import Command
-from coupon_clock.domain.errors import CommandConflict, CouponError, CouponTemplateNotFound, OutcomeUnknown
+from coupon_clock.domain.errors import CommandConflict, CouponClockError, CouponTemplateNotFound, OutcomeUnknown
 from coupon_clock.domain.events import Ended, Event
 from coupon_clock.infrastructure.command_handling.handler import Execution
 from coupon_clock.infrastructure.event_store.store import AnswerLost, Append, Appended, Conflict, Envelope, Loaded
-from coupon_clock.testing import TurnedApplication
+from coupon_clock.testing import TestApplication
 from examples import (
     EVENING,
     MICROSECOND,
@@ -63,7 +63,7 @@ HISTORIES = st.lists(st.tuples(COMMANDS, TIMES), min_size=2, max_size=12)
 SHOP_HISTORIES = st.lists(st.tuples(SHOP_COMMANDS, TIMES), min_size=2, max_size=12)
 
 History = list[tuple[Command, datetime]]
-Answer = Outcome | CouponError
+Reply = Outcome | CouponClockError
 
 
 def content(command: Command) -> object:
@@ -72,7 +72,7 @@ def content(command: Command) -> object:
     return type(command), [value for name, value in asdict(command).items() if name not in unimportant]
 
 
-def changed_something(answer: Answer) -> bool:
+def changed_something(answer: Reply) -> bool:
     return isinstance(answer, Outcome) and bool(answer.events)
 
 
@@ -124,17 +124,17 @@ class World:
         self.execution = Execution(self.log, COUPON_TEMPLATES, appended=lambda _: None)
         self.does(CREATE)
 
-    def does(self, command: Command) -> Answer:
+    def does(self, command: Command) -> Reply:
         return self.does_all([command])[0]
 
-    def does_all(self, commands: Sequence[Command]) -> list[Answer]:
+    def does_all(self, commands: Sequence[Command]) -> list[Reply]:
         return [outcome_of(each) for each in self.execution.execute_many(commands)]
 
-    def lives(self, history: History) -> list[tuple[Command, Answer]]:
+    def lives(self, history: History) -> list[tuple[Command, Reply]]:
         """One command after the other, each at its time, though time never goes back."""
         return [(command, self.does_at(at, command)) for command, at in history]
 
-    def does_at(self, at: datetime, command: Command) -> Answer:
+    def does_at(self, at: datetime, command: Command) -> Reply:
         self.log.now = max(self.log.now, at)
         return self.does(command)
 
@@ -200,11 +200,11 @@ def test_a_chunk_that_holds_every_command_twice_has_the_effect_of_each_once(hist
     assert effects(first) == [two for one, two in zip(first, again, strict=True) if changed_something(one)]
 
 
-def halves(answers: list[Answer]) -> tuple[list[Answer], list[Answer]]:
+def halves(answers: list[Reply]) -> tuple[list[Reply], list[Reply]]:
     return answers[: len(answers) // 2], answers[len(answers) // 2 :]
 
 
-def effects(answers: list[Answer]) -> list[Answer]:
+def effects(answers: list[Reply]) -> list[Reply]:
     return [answer for answer in answers if changed_something(answer)]
 
 
@@ -221,9 +221,9 @@ def test_two_copies_of_a_command_at_the_same_time_have_one_effect_and_one_outcom
             assert len(world.what_happened()) == version + 1
 
 
-def at_the_same_time(world: World, command: Command) -> tuple[Answer, Answer]:
+def at_the_same_time(world: World, command: Command) -> tuple[Reply, Reply]:
     """A copy is loaded, decided and stored between the other's decision and its append."""
-    copies: list[Answer] = []
+    copies: list[Reply] = []
     world.log.others_come_first = lambda: copies.append(world.does(command))
     copies.append(world.does(command))
     world.log.others_come_first = None
@@ -276,7 +276,7 @@ def test_a_chunk_comes_to_the_same_as_one_command_after_the_other(history):
 @pytest.mark.filterwarnings("ignore:Do not use the `random` module")  # the pool's threads do, as time goes by
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(history=HISTORIES)
-def test_a_command_sent_again_to_a_real_log_changes_nothing(app: TurnedApplication, history):
+def test_a_command_sent_again_to_a_real_log_changes_nothing(app: TestApplication, history):
     template_id = uuid4()
     app.clock.set(MORNING)
     answered = {}

@@ -159,7 +159,7 @@ def test_two_copies_of_every_role_end_everything_once(live):
         then_all_ended_once_and_not_early(live, templates)
 
 
-def test_the_sweep_alone_ends_everything(live):
+def test_the_reconciler_alone_ends_everything(live):
     templates = [ending_in(0.5) for _ in range(50)]
     live.execute_many(templates)
     with live.running(["reconciler", "projector"]):
@@ -189,7 +189,7 @@ ENDING_ROLES = "relay,consumer,reconciler"
         ("receiving", ENDING_ROLES),
         ("appending the end", ENDING_ROLES),
         ("acknowledging", ENDING_ROLES),
-        ("sweeping", "reconciler"),
+        ("reconciling", "reconciler"),
     ],
 )
 def test_a_process_killed_right_after_any_step_leaves_nothing_undone(live, step, roles):

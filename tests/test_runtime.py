@@ -1,4 +1,4 @@
-"""What the clockwork makes of a decider. The rest of it is tested through the application and examples/."""
+"""What the runtime makes of a decider. The rest of it is tested through the application and examples/."""
 
 from collections.abc import Iterator
 from datetime import timedelta
@@ -10,10 +10,10 @@ from msgspec.structs import replace
 
 from coupon_clock.infrastructure.command_handling.handler import DeciderFailed
 from coupon_clock.infrastructure.event_store.store import Unstorable
-from coupon_clock.infrastructure.messaging.broker import MemoryBroker
-from coupon_clock.infrastructure.scheduling.due_result import Done, NotDue, Unanswerable
-from coupon_clock.runtime import Clockwork, NothingDecided
-from coupon_clock.testing import TurnedClock
+from coupon_clock.infrastructure.messaging.memory_broker import MemoryBroker
+from coupon_clock.infrastructure.scheduling.due_result import Completed, Failed, NotDue
+from coupon_clock.runtime import NothingDecided, Runtime
+from coupon_clock.testing import ManualClock
 from examples import MORNING
 from test_examples import example
 
@@ -28,19 +28,19 @@ def shop() -> ModuleType:
 
 
 @pytest.fixture
-def orders(shop: ModuleType, database_url: str) -> Iterator[Clockwork]:
+def orders(shop: ModuleType, database_url: str) -> Iterator[Runtime]:
     with shop.open_orders(database_url=database_url) as orders:
         yield orders
 
 
-def placed(orders: Clockwork, shop: ModuleType, count: int) -> list[UUID]:
+def placed(orders: Runtime, shop: ModuleType, count: int) -> list[UUID]:
     commands = [shop.PlaceOrder(command_id=uuid4(), order_id=uuid4(), amount=1000) for _ in range(count)]
     orders.execute_many(commands)
     return [command.order_id for command in commands]
 
 
-def with_decider(orders: Clockwork, shop: ModuleType, **changed) -> Clockwork:
-    return Clockwork(orders.settings, orders.pool, replace(orders.decider, **changed), shop.Event)
+def with_decider(orders: Runtime, shop: ModuleType, **changed) -> Runtime:
+    return Runtime(orders.settings, orders.pool, replace(orders.decider, **changed), shop.Event)
 
 
 # ── a decider with a mistake ─────────────────────────────────────────────────────────────────────
@@ -48,7 +48,7 @@ def with_decider(orders: Clockwork, shop: ModuleType, **changed) -> Clockwork:
 
 @pytest.mark.parametrize("part", ["decide", "evolve", "due_at"])
 def test_a_decider_that_fails_on_one_stream_makes_no_other_late(shop, orders, part):
-    clock = TurnedClock(orders.settings, MORNING)
+    clock = ManualClock(orders.settings, MORNING)
     bad, *good = placed(orders, shop, 10)
     orders.execute(shop.PayOrder(command_id=uuid4(), order_id=bad))
 
@@ -58,10 +58,12 @@ def test_a_decider_that_fails_on_one_stream_makes_no_other_late(shop, orders, pa
         return getattr(shop.ORDERS, part)(*given)
 
     clock.set(MORNING + shop.PAYMENT_TIME)
-    failure, *answers = with_decider(orders, shop, **{part: fails_on_what_is_paid}).look_at([bad, *good], "sweep")
+    failure, *answers = with_decider(orders, shop, **{part: fails_on_what_is_paid}).handle_due(
+        [bad, *good], "reconciler"
+    )
     assert isinstance(failure.error, DeciderFailed)
     assert "a mistake" in str(failure.error)
-    assert answers == [Done(ended_now=True)] * len(good)
+    assert answers == [Completed(ended_now=True)] * len(good)
 
 
 def test_a_bug_is_told_to_who_executes_with_its_cause(shop, orders):
@@ -106,25 +108,25 @@ def test_commands_may_come_from_a_generator(shop, orders):
 
 def test_a_look_whose_id_is_not_its_own_each_time_is_named(shop, orders):
     """It is taken for a repeat of the first, so that a second due time would never be acted on."""
-    clock = TurnedClock(orders.settings, MORNING)
+    clock = ManualClock(orders.settings, MORNING)
     (order,) = placed(orders, shop, 1)
     stuck = with_decider(
         orders,
         shop,
-        when_due=lambda order_id: shop.CancelUnpaidOrder(
+        due_command=lambda order_id: shop.CancelUnpaidOrder(
             command_id=uuid5(NAMESPACE_OID, str(order_id)), order_id=order_id
         ),
         due_at=lambda state: state.pay_until,
     )
     clock.set(MORNING + shop.PAYMENT_TIME)
-    assert stuck.look_at([order], "sweep") == [Done(ended_now=True)]
-    (again,) = stuck.look_at([order], "sweep")
+    assert stuck.handle_due([order], "reconciler") == [Completed(ended_now=True)]
+    (again,) = stuck.handle_due([order], "reconciler")
     assert isinstance(again.error, NothingDecided)
 
 
 def test_a_stream_that_cannot_be_looked_at_is_not_tried_again_without_pause(shop, orders):
     """With the broker in the process, whose alarms are only leased."""
-    clock = TurnedClock(orders.settings, MORNING)
+    clock = ManualClock(orders.settings, MORNING)
     placed(orders, shop, 1)
     clock.set(MORNING + shop.PAYMENT_TIME + timedelta(hours=1))
     parts = with_decider(orders, shop, decide=lambda order, command, now: []).parts(MemoryBroker())
@@ -138,24 +140,24 @@ def test_a_stream_that_cannot_be_looked_at_is_not_tried_again_without_pause(shop
 def test_a_decider_that_decides_nothing_when_due_is_named_and_its_message_set_aside(database_url):
     shop = example("order_timeout")
     with shop.open_orders(database_url=database_url) as orders:
-        clock = TurnedClock(orders.settings, MORNING)
+        clock = ManualClock(orders.settings, MORNING)
         order = shop.PlaceOrder(command_id=uuid4(), order_id=uuid4(), amount=1000)
         due_at = MORNING + shop.PAYMENT_TIME
         orders.execute(order)
-        assert orders.look_at([order.order_id], "sweep") == [NotDue(due_at)]
+        assert orders.handle_due([order.order_id], "reconciler") == [NotDue(due_at)]
 
         clock.set(due_at)
         idle = replace(shop.ORDERS, decide=lambda order, command, now: [])
-        forgetful = Clockwork(orders.settings, orders.pool, idle, shop.Event)
+        forgetful = Runtime(orders.settings, orders.pool, idle, shop.Event)
         parts = forgetful.parts(MemoryBroker())
         parts.relay.run_once()
         forgetful.store.learn_time()
         assert parts.consumer.run_once()["rejected"] == 1
-        (answer,) = forgetful.look_at([order.order_id], "sweep")
-        assert isinstance(answer, Unanswerable)
+        (answer,) = forgetful.handle_due([order.order_id], "reconciler")
+        assert isinstance(answer, Failed)
         assert isinstance(answer.error, NothingDecided)
         assert str(order.order_id) in str(answer.error)
 
-        assert orders.look_at([order.order_id], "sweep") == [Done(ended_now=True)]
+        assert orders.handle_due([order.order_id], "reconciler") == [Completed(ended_now=True)]
         clock.advance(days=1)
-        assert orders.look_at([order.order_id], "sweep") == [Done(ended_now=False)]
+        assert orders.handle_due([order.order_id], "reconciler") == [Completed(ended_now=False)]

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import islice
 from time import monotonic
-from typing import Generic, Protocol, TypeVar
+from typing import Generic
 from uuid import UUID
 
 from msgspec import UNSET, Struct
 
-from coupon_clock.domain.errors import CommandConflict, CouponError, InvalidCommand, OutcomeUnknown, Problem
+from coupon_clock.domain.decider import Command, Decider, Event, State
+from coupon_clock.domain.errors import CommandConflict, CouponClockError, InvalidCommand, OutcomeUnknown, Problem
 from coupon_clock.infrastructure.event_store.migrations import UnsafeLog
 from coupon_clock.infrastructure.event_store.store import (
     AnswerLost,
@@ -29,53 +30,15 @@ from coupon_clock.infrastructure.event_store.store import (
     UnreadableEvent,
     Unstorable,
 )
-from coupon_clock.infrastructure.postgres.pool import DatabaseUnavailable, TimedOut
+from coupon_clock.infrastructure.postgres.errors import DatabaseUnavailable, TimedOut
 
 CHUNK = 1_000
 PATIENCE_S = 10
 """How long one call goes on deciding again what others overtook, and halving what times out."""
-LOOK_WAIT = timedelta(milliseconds=200)
+DUE_WAIT = timedelta(milliseconds=200)
 """Longest wait of a look for somebody who has one of its streams under way: all that are due wait with it."""
 EACH_WAIT = timedelta(milliseconds=5)
 """The same for each stream by itself, once the batch has waited in vain."""
-
-
-class AnyCommand(Protocol):
-    @property
-    def command_id(self) -> UUID: ...
-    @property
-    def actor(self) -> str | None: ...
-    @property
-    def expected_version(self) -> int | None: ...
-
-
-Event = TypeVar("Event")
-State = TypeVar("State")
-Command = TypeVar("Command", bound=AnyCommand)
-
-
-class Decider(Struct, Generic[State, Command, Event], frozen=True, kw_only=True):
-    """The pure core of one kind of stream.
-
-    `stream_field`: the field of every command that names its stream, by a UUID.
-    `decide`: the events that a command leads to at that time (aware UTC), none when it is already so; or a CouponError.
-    `has_content_of`: whether these events, stored under the command's id, are what this command would have led to.
-    `due_at`: when the stream is to be looked at, None for never; `when_due`: the command that looks. It must lead to
-    an event when decided at or after that time, be harmless before, and have a command_id of its own each time.
-    `admit`: refuses what the sender may not see, before anything else; by default all may see all.
-    """
-
-    stream_field: str
-    decide: Callable[[State | None, Command, datetime], list[Event]]
-    evolve: Callable[[State | None, Event], State]
-    has_content_of: Callable[[Sequence[Event], Command], bool]
-    due_at: Callable[[State], datetime | None]
-    when_due: Callable[[UUID], Command]
-    admit: Callable[[State | None, Command], None] = lambda state, command: None
-
-    def stream_id(self, command: Command) -> UUID:
-        stream_id: UUID = getattr(command, self.stream_field, None)  # type: ignore[assignment]
-        return stream_id
 
 
 class Executed(Struct, Generic[Event], frozen=True, gc=False):
@@ -95,7 +58,7 @@ class Executed(Struct, Generic[Event], frozen=True, gc=False):
 
 
 @dataclass(eq=False)
-class DeciderFailed(CouponError):
+class DeciderFailed(CouponClockError):
     """Stream {stream_id} cannot be decided on, because its decider raised {reason}: mend that, and try again."""
 
     stream_id: UUID
@@ -120,15 +83,15 @@ class Execution(Generic[State, Command, Event]):
         self._appended = appended
 
     def execute(self, command: Command, cause: Cause = "command") -> Executed[Event]:
-        """Raises a CouponError: the decider's own, CommandConflict, OutcomeUnknown, DatabaseUnavailable, UnsafeLog."""
+        """Raises a CouponClockError: the decider's, CommandConflict, OutcomeUnknown, DatabaseUnavailable, UnsafeLog."""
         (outcome,) = self.execute_many([command], cause)
-        if isinstance(outcome, CouponError):
+        if isinstance(outcome, CouponClockError):
             raise outcome
         return outcome
 
     def execute_many(
         self, commands: Sequence[Command], cause: Cause = "command"
-    ) -> "list[Executed[Event] | CouponError]":
+    ) -> "list[Executed[Event] | CouponClockError]":
         """Outcomes in order; one command that fails spoils no other. Commands of one stream are decided in turn."""
         attempt = Attempt(self._store, self._decider, self._appended, cause)
         given = [(command, self._has_address(command)) for command in commands]
@@ -159,10 +122,10 @@ class Attempt(Generic[State, Command, Event]):
         self._appended = appended
         self._cause = cause
         self._stream_id = decider.stream_id
-        self._longest_wait = None if cause == "command" else LOOK_WAIT
+        self._longest_wait = None if cause == "command" else DUE_WAIT
         self._give_up_at = monotonic() + PATIENCE_S
 
-    def outcomes(self, commands: Sequence[Command]) -> "list[Executed[Event] | CouponError]":
+    def outcomes(self, commands: Sequence[Command]) -> "list[Executed[Event] | CouponClockError]":
         """As one append; streams that others overtook are decided again, without the rest."""
         outcomes = self._tried(commands)
         while overtaken := [n for n, outcome in enumerate(outcomes) if isinstance(outcome, Overtaken)]:
@@ -173,7 +136,7 @@ class Attempt(Generic[State, Command, Event]):
                 outcomes[number] = outcome
         return outcomes
 
-    def _tried(self, commands: Sequence[Command]) -> "list[Executed[Event] | CouponError]":
+    def _tried(self, commands: Sequence[Command]) -> "list[Executed[Event] | CouponClockError]":
         try:
             drafts = self._drafts(commands)
             self._append([draft for draft in drafts.values() if draft.records])
@@ -217,7 +180,7 @@ class Attempt(Generic[State, Command, Event]):
                 raise
             return self._store.append_each(appends, EACH_WAIT)
 
-    def _halved(self, commands: Sequence[Command], why: CouponError) -> "list[Executed[Event] | CouponError]":
+    def _halved(self, commands: Sequence[Command], why: CouponClockError) -> "list[Executed[Event] | CouponClockError]":
         """Each half by itself, until the culprit is alone."""
         if len(commands) == 1 or not self._is_patient():
             return [why for _ in commands]
@@ -262,7 +225,7 @@ class Draft(Generic[State, Command, Event]):
         self.answer: Appended | Conflict | Busy | AnswerLost | None = None
         self._decider = decider
         self._stream_id = stream_id
-        self._broken: CouponError | None = stream if isinstance(stream, UnreadableEvent) else None
+        self._broken: CouponClockError | None = stream if isinstance(stream, UnreadableEvent) else None
         self._envelopes = [] if isinstance(stream, UnreadableEvent) else stream
         self._loaded_version = self._envelopes[-1].version if self._envelopes else 0
         self._now = now
@@ -274,13 +237,13 @@ class Draft(Generic[State, Command, Event]):
         except Exception as bug:
             self._broken = failed(stream_id, bug)
         self._loaded_due_at = self._due_at
-        self._taken: dict[int, Taken[Event] | CouponError] = {}
+        self._taken: dict[int, Taken[Event] | CouponClockError] = {}
 
     def take(self, number: int, command: Command) -> None:
         """Decides the command; `outcome(number, …)` tells how it went, once the append is done."""
         try:
             self._taken[number] = self._decided(command)
-        except CouponError as refusal:
+        except CouponClockError as refusal:
             self._taken[number] = refusal
         except Exception as bug:
             self._taken[number] = failed(self._stream_id, bug)
@@ -289,7 +252,7 @@ class Draft(Generic[State, Command, Event]):
         due_at = self._due_at if self._due_at != self._loaded_due_at else UNSET
         return Append(self._stream_id, self._loaded_version, self.records, due_at)
 
-    def outcome(self, number: int, command: Command) -> "Executed[Event] | CouponError":
+    def outcome(self, number: int, command: Command) -> "Executed[Event] | CouponClockError":
         if isinstance(self.answer, Conflict):
             return Overtaken(command.command_id, self._stream_id, "other commands kept coming first")
         if isinstance(self.answer, AnswerLost):
@@ -297,7 +260,7 @@ class Draft(Generic[State, Command, Event]):
         if isinstance(self.answer, Busy):
             return TimedOut("somebody else has the stream under way")
         taken = self._taken[number]
-        if isinstance(taken, CouponError):
+        if isinstance(taken, CouponClockError):
             return taken
         position = self._position(taken.version)
         return Executed(

@@ -16,7 +16,8 @@ from psycopg.rows import TupleRow
 from coupon_clock.domain.events import Event
 from coupon_clock.infrastructure.event_store.migrations import one
 from coupon_clock.infrastructure.event_store.store import Envelope, EventStore
-from coupon_clock.infrastructure.postgres.pool import available, connect
+from coupon_clock.infrastructure.postgres.errors import translate_errors
+from coupon_clock.infrastructure.postgres.pool import connect
 from coupon_clock.infrastructure.settings import Settings
 
 LOG = """
@@ -39,7 +40,7 @@ def snapshot(settings: Settings, connections: int = 1) -> Iterator[list[Connecti
 
     Raises DatabaseUnavailable.
     """
-    with available(), ExitStack() as stack:
+    with translate_errors(), ExitStack() as stack:
         first, *others = [stack.enter_context(connect(settings)) for _ in range(connections)]
         begin(stack, first)
         (name,) = one(first, "SELECT pg_export_snapshot()")
@@ -86,7 +87,7 @@ def copied(
         yield copy.rows()
 
 
-class Alongside:
+class MergeJoin:
     """Pairs in order of their ids, read along a second sequence in the same order."""
 
     def __init__(self, pairs: Iterator[Any]) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-from coupon_clock.domain.errors import CouponError
+from coupon_clock.domain.errors import CouponClockError
 
 OLDEST_POSTGRESQL = 150_000
 
@@ -207,7 +207,7 @@ MIGRATION_LOCK = 1129271117
 
 
 @dataclass(eq=False)
-class SchemaMissing(CouponError):
+class SchemaMissing(CouponClockError):
     """The schema {schema} is at migration {found}, this code needs {needed}: run `coupon-clock migrate`."""
 
     schema: str
@@ -220,7 +220,7 @@ class SchemaTooNew(SchemaMissing):
 
 
 @dataclass(eq=False)
-class UnsafeLog(CouponError):
+class UnsafeLog(CouponClockError):
     """Nothing is written to this database before it is mended: {reason}."""
 
     reason: str
@@ -351,8 +351,8 @@ INSERT INTO cluster (place) ({PLACE})
 """
 
 
-def has_moved(connection: Connection[TupleRow]) -> bool:
-    """Whether the log came to another cluster, timeline or database since `remember_place`, by a restore or a failover.
+def failover_detected(connection: Connection[TupleRow]) -> bool:
+    """Whether the log came to another cluster, timeline or database since `remember_cluster`, by a restore or failover.
 
     What was told to others since that backup may be unknown here, and what is known here may never have reached them.
     """
@@ -360,7 +360,7 @@ def has_moved(connection: Connection[TupleRow]) -> bool:
     return remembered is not None and remembered != one(connection, PLACE)
 
 
-def remember_place(connection: Connection[TupleRow]) -> None:
+def remember_cluster(connection: Connection[TupleRow]) -> None:
     """Call it after what a move calls for is done: a crash between the two does it again."""
     connection.execute(REMEMBER)
 

@@ -21,8 +21,9 @@ from eventsourcing.persistence import (
     Subscription,
 )
 
-from coupon_clock.infrastructure.event_store.subscription import LogReader
-from coupon_clock.infrastructure.postgres.pool import DatabaseUnavailable, Pool, available
+from coupon_clock.infrastructure.event_store.log_reader import LogReader
+from coupon_clock.infrastructure.postgres.errors import DatabaseUnavailable, translate_errors
+from coupon_clock.infrastructure.postgres.pool import Pool
 
 INSERT = """
 INSERT INTO coupon_template_events (originator_id, originator_version, topic, state)
@@ -66,7 +67,7 @@ class EventLogRecorder(ApplicationRecorder):
         columns = [(e.originator_id, e.originator_version, e.topic, e.state) for e in stored_events]
         if not columns:
             return []
-        with in_the_librarys_words(), self._pool.connection() as connection, connection.transaction():
+        with translate_to_library_errors(), self._pool.connection() as connection, connection.transaction():
             rows = connection.execute(INSERT, [list(c) for c in zip(*columns, strict=True)], prepare=True).fetchall()
             if len(rows) < len(columns):
                 raise IntegrityError(f"{len(columns) - len(rows)} of {len(columns)} events exist already")
@@ -81,7 +82,7 @@ class EventLogRecorder(ApplicationRecorder):
         desc: bool = False,
         limit: int | None = None,
     ) -> Sequence[StoredEvent]:
-        with in_the_librarys_words(), self._pool.connection() as connection:
+        with translate_to_library_errors(), self._pool.connection() as connection:
             rows = connection.execute(
                 SELECT_EVENTS, {"id": originator_id, "gt": gt, "lte": lte}, prepare=True, binary=True
             ).fetchall()
@@ -98,7 +99,7 @@ class EventLogRecorder(ApplicationRecorder):
         inclusive_of_start: bool = True,
     ) -> Sequence[Notification]:
         first = (start or 0) + (0 if inclusive_of_start or start is None else 1)
-        with in_the_librarys_words(), self._pool.connection() as connection:
+        with translate_to_library_errors(), self._pool.connection() as connection:
             rows = connection.execute(
                 SELECT_NOTIFICATIONS,
                 {"first": first, "stop": stop, "topics": list(topics) or None, "limit": limit},
@@ -108,7 +109,7 @@ class EventLogRecorder(ApplicationRecorder):
         return [Notification(*row) for row in rows]
 
     def max_notification_id(self) -> int | None:
-        with in_the_librarys_words(), self._pool.connection() as connection:
+        with translate_to_library_errors(), self._pool.connection() as connection:
             row = connection.execute("SELECT max(notification_id) FROM coupon_template_events").fetchone()
         return row[0] if row else None
 
@@ -133,7 +134,7 @@ class PollingSubscription(Subscription[EventLogRecorder]):
         while not self._pending:
             if self._stopped.is_set():
                 raise StopIteration
-            with in_the_librarys_words():
+            with translate_to_library_errors():
                 page = self._reader.page(PAGE)
             wanted = [row for row in page.rows if not self._topics or row.topic in self._topics]
             self._pending = [Notification(r.stream_id, r.version, r.topic, r.state, r.position) for r in wanted]
@@ -145,10 +146,10 @@ class PollingSubscription(Subscription[EventLogRecorder]):
 
 
 @contextmanager
-def in_the_librarys_words() -> Iterator[None]:
+def translate_to_library_errors() -> Iterator[None]:
     """Its users catch its own errors."""
     try:
-        with available():
+        with translate_errors():
             yield
     except DatabaseUnavailable as error:
         raise OperationalError(str(error)) from error

@@ -16,16 +16,16 @@ from msgspec.structs import replace
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-from coupon_clock.domain.errors import CouponError
+from coupon_clock.domain.errors import CouponClockError
 from coupon_clock.infrastructure.postgres import arrays
-from coupon_clock.infrastructure.postgres.pool import (
+from coupon_clock.infrastructure.postgres.errors import (
     TIME_IS_UP,
-    Connections,
     DatabaseUnavailable,
     TimedOut,
-    available,
     first_line,
+    translate_errors,
 )
+from coupon_clock.infrastructure.postgres.pool import Connections
 from coupon_clock.infrastructure.postgres.server_clock import ServerClock
 
 LOAD = """
@@ -45,7 +45,7 @@ SELECT stream_id, version, log_position
 """
 
 Event = TypeVar("Event")
-Cause = Literal["command", "message", "sweep"]
+Cause = Literal["command", "message", "reconciler"]
 
 
 class Record(Struct, Generic[Event], frozen=True, omit_defaults=True, gc=False):
@@ -123,7 +123,7 @@ class Loaded(NamedTuple, Generic[Event]):
 
 
 @dataclass(eq=False)
-class UnreadableEvent(CouponError):
+class UnreadableEvent(CouponClockError):
     """Event {version} of stream {stream_id}, at position {position}, cannot be read by this version: {reason}."""
 
     stream_id: UUID
@@ -137,14 +137,14 @@ class AppendRolledBack(DatabaseUnavailable):
 
 
 @dataclass(eq=False)
-class Unstorable(CouponError):
+class Unstorable(CouponClockError):
     """What was to be stored cannot be ({reason}): mend what decided it."""
 
     reason: str
 
 
 @dataclass(eq=False)
-class AnswerLost(CouponError):
+class AnswerLost(CouponClockError):
     """Whether the events were stored is unknown, because the connection broke ({reason})."""
 
     reason: str
@@ -175,7 +175,7 @@ class EventStore(Generic[Event]):
     def load_many(self, stream_ids: Sequence[UUID]) -> Loaded[Event]:
         """In one round trip. One stream that cannot be read spoils no other. Raises DatabaseUnavailable."""
         started = monotonic()
-        with available(), self._connections.connection() as connection:
+        with translate_errors(), self._connections.connection() as connection:
             rows = connection.execute(LOAD, (arrays.uuids(stream_ids),), prepare=True, binary=True).fetchall()
         now: datetime = rows[0][0]
         self._clock.learn(now, started, monotonic())
@@ -216,7 +216,7 @@ class EventStore(Generic[Event]):
             parameters = (*self._columns(appends), longest_wait)
         except Exception as error:
             raise Unstorable(repr(error)) from error
-        with available(), self._connections.connection() as connection, rolled_back_or_lost(connection):
+        with translate_errors(), self._connections.connection() as connection, rolled_back_or_lost(connection):
             return connection.execute(function, parameters, prepare=True, binary=True).fetchall()
 
     def envelope(self, stream_id: UUID, version: int, position: int, state: bytes) -> Envelope[Event]:

@@ -3,32 +3,28 @@
 The broker is the alarm clock, never the truth: it may lose, repeat, reorder and delay, and only lateness changes.
 """
 
-import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from itertools import count
-from threading import Condition
-from time import monotonic
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from msgspec import Struct
 
-from coupon_clock.domain.errors import CouponError
-from coupon_clock.infrastructure.messaging.messages import ExpiryDue, to_wire
+from coupon_clock.domain.errors import CouponClockError
+from coupon_clock.infrastructure.messaging.messages import ExpiryDue
 
 
-class BrokerUnavailable(CouponError):
-    """The broker cannot be used right now: the loops keep trying, and ends come by the sweep meanwhile."""
+class BrokerUnavailable(CouponClockError):
+    """The broker cannot be used right now: the loops keep trying, and ends come by the reconciler meanwhile."""
 
 
 class BrokerMisconfigured(BrokerUnavailable):
-    """The broker is not set up as it must be: the loops keep trying, and ends come by the sweep meanwhile."""
+    """The broker is not set up as it must be: the loops keep trying, and ends come by the reconciler meanwhile."""
 
 
 @dataclass(eq=False)
 class Unreachable(BrokerUnavailable):
-    """The broker cannot be used right now ({reason}): the loops keep trying, and ends come by the sweep meanwhile."""
+    """The broker cannot be used right now ({reason}): the loops keep trying, and the reconciler ends what is due."""
 
     reason: str
 
@@ -77,72 +73,3 @@ class Broker(Protocol):
 
     def close(self) -> None:
         """Gives back what it holds, in bounded time. A `receive` under way returns."""
-
-
-class MemoryBroker:
-    """The embedded default where no RocketMQ is configured: delivers within this process, forgets on exit.
-
-    It delivers at once, because alarms come no earlier than 30 s before they are due and the consumer holds
-    them anyway. Several processes may each have their own: the alarms' leases keep them apart, and one that
-    dies is replaced when its leases end.
-    """
-
-    name = "memory"
-    wants_ahead = timedelta(seconds=30)
-    forgets = True
-    receivers = 1
-
-    def __init__(self) -> None:
-        self._changed = Condition()
-        self._queue: list[_Queued] = []
-        self._numbers = count()
-        self._acknowledged: set[int] = set()
-        self._closed = False
-
-    def publish(self, messages: Sequence[ExpiryDue], lead: timedelta) -> None:
-        with self._changed:
-            for message in messages:
-                heapq.heappush(self._queue, _Queued(monotonic(), next(self._numbers), to_wire(message)))
-            self._changed.notify()
-
-    def receive(self, limit: int, invisible: timedelta, wait: timedelta) -> list[Delivery]:
-        deadline = monotonic() + wait.total_seconds()
-        with self._changed:
-            while not self._closed:
-                taken = self._take(limit, monotonic() + invisible.total_seconds())
-                remaining = self._until_next(deadline)
-                if taken or remaining <= 0:
-                    return taken
-                self._changed.wait(remaining)
-            return []
-
-    def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
-        with self._changed:
-            self._acknowledged.update(d.receipt for d in deliveries if isinstance(d.receipt, int))
-
-    def close(self) -> None:
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-
-    def _take(self, limit: int, visible_again_at: float) -> list[Delivery]:
-        taken: list[_Queued] = []
-        while len(taken) < limit and self._queue and self._queue[0].visible_at <= monotonic():
-            queued = heapq.heappop(self._queue)
-            if queued.number in self._acknowledged:
-                self._acknowledged.discard(queued.number)
-            else:
-                taken.append(queued)
-        for queued in taken:
-            heapq.heappush(self._queue, queued._replace(visible_at=visible_again_at))
-        return [Delivery(f"memory-{queued.number}", queued.body, queued.number) for queued in taken]
-
-    def _until_next(self, deadline: float) -> float:
-        next_at = min(deadline, self._queue[0].visible_at) if self._queue else deadline
-        return next_at - monotonic()
-
-
-class _Queued(NamedTuple):
-    visible_at: float
-    number: int
-    body: bytes

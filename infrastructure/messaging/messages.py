@@ -8,7 +8,7 @@ from uuid import UUID
 import msgspec
 from msgspec import Struct
 
-from coupon_clock.domain.errors import CouponError
+from coupon_clock.domain.errors import CouponClockError
 
 VERSION: Literal[1] = 1
 
@@ -22,7 +22,7 @@ class ExpiryDue(Struct, frozen=True, gc=False, tag="ExpiryDue"):
 
 
 @dataclass(eq=False)
-class UnreadableMessage(CouponError):
+class UnreadableMessage(CouponClockError):
     """A message was set aside, because it is not a readable ExpiryDue: {reason}."""
 
     reason: str

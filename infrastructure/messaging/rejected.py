@@ -1,11 +1,12 @@
-"""Messages set aside, because they cannot be acted on. Bounded: the oldest go first. The sweep ends their templates."""
+"""Messages that could not be acted on. Bounded: the oldest go first; the reconciler ends what they meant."""
 
 from collections.abc import Sequence
 from datetime import datetime
 from typing import NamedTuple
 
 from coupon_clock.infrastructure.messaging.broker import Delivery
-from coupon_clock.infrastructure.postgres.pool import Pool, available
+from coupon_clock.infrastructure.postgres.errors import translate_errors
+from coupon_clock.infrastructure.postgres.pool import Pool
 
 MOST_ROWS = 10_000
 MOST_BYTES = 4_096
@@ -36,16 +37,16 @@ class RejectedMessages:
         """Raises DatabaseUnavailable."""
         # PostgreSQL's text takes no NUL, and a reason may quote the message.
         row = (delivery.message_id, reason.replace("\0", "�"), delivery.body[:MOST_BYTES])
-        with available(), self._pool.connection() as connection:
+        with translate_errors(), self._pool.connection() as connection:
             ((number,),) = connection.execute(ADD, row)
             connection.execute(BOUND, (number - MOST_ROWS,))
 
     def oldest(self, limit: int) -> list[Rejected]:
         """Raises DatabaseUnavailable."""
-        with available(), self._pool.connection() as connection:
+        with translate_errors(), self._pool.connection() as connection:
             return [Rejected(*row) for row in connection.execute(LIST, (limit,), binary=True)]
 
     def drop(self, ids: Sequence[int] | None = None) -> int:
         """These, or all; answers how many there were. Raises DatabaseUnavailable."""
-        with available(), self._pool.connection() as connection:
+        with translate_errors(), self._pool.connection() as connection:
             return connection.execute(DROP, {"ids": None if ids is None else list(ids)}).rowcount

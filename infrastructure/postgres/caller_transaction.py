@@ -15,8 +15,9 @@ from psycopg.errors import InsufficientPrivilege
 from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow, tuple_row
 
-from coupon_clock.domain.errors import CouponError, OutcomeUnknown
-from coupon_clock.infrastructure.postgres.pool import LOCK_TIMEOUT, DatabaseUnavailable, available, first_line
+from coupon_clock.domain.errors import CouponClockError, OutcomeUnknown
+from coupon_clock.infrastructure.postgres.errors import DatabaseUnavailable, first_line, translate_errors
+from coupon_clock.infrastructure.postgres.pool import LOCK_TIMEOUT
 
 # Where the caller has not said anything yet: without it, the savepoint would be a transaction, and commit.
 BEGIN = "SELECT"
@@ -55,7 +56,7 @@ MENDING = {
 
 
 @dataclass(eq=False)
-class UnusableTransaction(CouponError):
+class UnusableTransaction(CouponClockError):
     """The command was not executed, because it cannot be in this transaction: {reason}."""
 
     reason: str
@@ -80,14 +81,14 @@ class OurCursor(psycopg.Cursor[TupleRow]):
 
 
 @contextmanager
-def joined(connection: Connection[Any], schema: str) -> Iterator[Joined]:
+def enlist(connection: Connection[Any], schema: str) -> Iterator[Joined]:
     """Lends the caller's connection, with tables of `schema`, for one command.
 
     Raises UnusableTransaction, DatabaseUnavailable; the transaction is then as it was, unless the connection broke.
     """
     refuse_unusable(connection)
     try:
-        with available(), ours(connection) as lent:
+        with translate_errors(), ours(connection) as lent:
             lent.execute(BEGIN)
             with lent.transaction():
                 settings = refuse_unfit(lent, schema)

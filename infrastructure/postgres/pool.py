@@ -1,37 +1,21 @@
 """Connections to PostgreSQL: one pool a process, every connection set up alike, and its errors in our words."""
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
 from select import POLLIN, poll
 from typing import Protocol
 
 import psycopg
 from psycopg import Connection
-from psycopg.errors import LockNotAvailable, QueryCanceled
 from psycopg.rows import TupleRow
-from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
+from psycopg_pool import ConnectionPool, PoolTimeout
 
-from coupon_clock.domain.errors import CouponError
 from coupon_clock.infrastructure.event_store.migrations import UnsafeLog, refuse_unsafe
+from coupon_clock.infrastructure.postgres.errors import translate_errors
 from coupon_clock.infrastructure.settings import Settings
 
 STATEMENT_TIMEOUT = "10s"
 LOCK_TIMEOUT = "2s"
 CONNECT_TIMEOUT_S = 5
-MAY_BE_ABSENCE = (psycopg.OperationalError, psycopg.InterfaceError, psycopg.InternalError, psycopg.ProgrammingError)
-TIME_IS_UP = (QueryCanceled, LockNotAvailable)
-
-
-@dataclass(eq=False)
-class DatabaseUnavailable(CouponError):
-    """PostgreSQL cannot be used, and nothing was changed: {reason}. Check COUPON_CLOCK_DATABASE_URL and the server."""
-
-    reason: str
-
-
-class TimedOut(DatabaseUnavailable):
-    """PostgreSQL took too long, and nothing was changed: {reason}."""
 
 
 class Connections(Protocol):
@@ -90,7 +74,7 @@ class Pool(ConnectionPool[Connection[TupleRow]]):
 
 def connect(settings: Settings) -> Connection[TupleRow]:
     """One autocommitting connection, set up like the pool's. Raises DatabaseUnavailable."""
-    with available():
+    with translate_errors():
         connection = psycopg.connect(settings.database(), autocommit=True, connect_timeout=CONNECT_TIMEOUT_S)
         set_up(connection, settings.database_schema)
         return connection
@@ -101,24 +85,6 @@ def open_pool(settings: Settings) -> Pool:
     with connect(settings) as connection:
         refuse_unsafe(connection)
     return Pool(settings)
-
-
-@contextmanager
-def available() -> Iterator[None]:
-    """Turns what psycopg says when PostgreSQL is away into DatabaseUnavailable: for reads, which may be repeated."""
-    try:
-        yield
-    except (*MAY_BE_ABSENCE, PoolClosed) as error:
-        if not _is_absence(error):
-            raise
-        failure = TimedOut if isinstance(error, TIME_IS_UP) else DatabaseUnavailable
-        raise failure(first_line(error)) from error
-
-
-def _is_absence(error: Exception) -> bool:
-    """No answer from a server, or one that says it is not to be used now; an unusable URL has no SQLSTATE either."""
-    state = getattr(error, "sqlstate", None)
-    return state is None or state[:2] in ("08", "25", "28", "3D", "40", "53", "55", "57")
 
 
 def set_up(connection: Connection[TupleRow], schema: str) -> None:
@@ -145,9 +111,3 @@ def has_hung_up(connection: Connection[TupleRow]) -> bool:
     socket = poll()
     socket.register(connection.fileno(), POLLIN)
     return bool(socket.poll(0))
-
-
-def first_line(error: Exception) -> str:
-    if isinstance(error, PoolTimeout):
-        return "no connection became free in time"
-    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -9,7 +9,8 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 from uuid import UUID
 
-from coupon_clock.infrastructure.postgres.pool import Pool, available
+from coupon_clock.infrastructure.postgres.errors import translate_errors
+from coupon_clock.infrastructure.postgres.pool import Pool
 
 # Materialized, all of these: a subquery that the plan repeats would lock more rows than its limit.
 CLAIM = """
@@ -118,10 +119,10 @@ class Alarms:
         return self._execute(statement, {"ids": [a.stream_id for a in alarms], "due_ats": [a.due_at for a in alarms]})
 
     def _alarms(self, statement: str, parameters: dict[str, object]) -> list[Alarm]:
-        with available(), self._pool.connection() as connection:
+        with translate_errors(), self._pool.connection() as connection:
             rows: Iterable[tuple[UUID, datetime]] = connection.execute(statement, parameters, prepare=True, binary=True)
             return [Alarm(*row) for row in rows]
 
     def _execute(self, statement: str, parameters: dict[str, object]) -> int:
-        with available(), self._pool.connection() as connection:
+        with translate_errors(), self._pool.connection() as connection:
             return connection.execute(statement, parameters, prepare=True).rowcount

@@ -6,11 +6,11 @@ from uuid import UUID
 
 from msgspec import Struct
 
-from coupon_clock.domain.errors import CouponError
+from coupon_clock.domain.errors import CouponClockError
 from coupon_clock.infrastructure.event_store.store import Cause
 
 
-class Done(Struct, frozen=True, gc=False):
+class Completed(Struct, frozen=True, gc=False):
     """Nothing is left to do: it was ended by this look (`ended_now`), or before."""
 
     ended_now: bool
@@ -22,18 +22,18 @@ class NotDue(Struct, frozen=True, gc=False):
     due_at: datetime
 
 
-class Unanswerable(Struct, frozen=True):
+class Failed(Struct, frozen=True):
     """This stream can never be looked at: unknown, or unreadable."""
 
-    error: CouponError
+    error: CouponClockError
 
 
-class TryAgain(Struct, frozen=True):
+class Retry(Struct, frozen=True):
     """Not this time: PostgreSQL is away, busy, or its answer was lost."""
 
-    error: CouponError
+    error: CouponClockError
 
 
-Answer = Done | NotDue | Unanswerable | TryAgain
-LookAt = Callable[[Sequence[UUID], Cause], Sequence[Answer]]
+DueResult = Completed | NotDue | Failed | Retry
+HandleDue = Callable[[Sequence[UUID], Cause], Sequence[DueResult]]
 """Looks at these streams and does what is due, in few transactions; answers in their order."""

@@ -23,7 +23,7 @@ from coupon_clock.infrastructure.messaging.messages import ExpiryDue, Unreadable
 from coupon_clock.infrastructure.messaging.rejected import RejectedMessages
 from coupon_clock.infrastructure.postgres.server_clock import ServerClock
 from coupon_clock.infrastructure.scheduling.alarms import Alarm, Alarms
-from coupon_clock.infrastructure.scheduling.due_result import Answer, Done, LookAt, NotDue, TryAgain, Unanswerable
+from coupon_clock.infrastructure.scheduling.due_result import Completed, DueResult, Failed, HandleDue, NotDue, Retry
 
 BATCH = 1_000
 RECEIVE = 500
@@ -42,8 +42,8 @@ log = structlog.get_logger()
 class Held(Struct, frozen=True, order=True, gc=False):
     """One message waiting for its instant.
 
-    Of many that are due at once the last id comes first: the sweep comes from the other end, so that both meet once
-    instead of doing the same work. `number` keeps the heap from comparing messages. No cycle can go through it, so
+    Of many that are due at once the last id comes first: the reconciler comes from the other end, so that both meet
+    once instead of doing the same work. `number` keeps the heap from comparing messages. No cycle can go through it, so
     the garbage collector need not visit the many there are.
     """
 
@@ -60,7 +60,7 @@ class ExpiryConsumer:
         broker: Broker,
         alarms: Alarms,
         rejected: RejectedMessages,
-        look_at: LookAt,
+        handle_due: HandleDue,
         clock: ServerClock,
         lead: timedelta,
         max_held: int,
@@ -68,7 +68,7 @@ class ExpiryConsumer:
         self._broker = broker
         self._alarms = alarms
         self._rejected = rejected
-        self._look_at = look_at
+        self._handle_due = handle_due
         self._clock = clock
         self._max_held = max_held
         self._longest_hold = max(timedelta(seconds=60), 2 * lead)
@@ -84,7 +84,7 @@ class ExpiryConsumer:
         """All three steps once, without waiting: for tests and for a single thread."""
         return self.receive(NO_WAIT) + self.act(0.0) + self.acknowledge(0.0)
 
-    def stand_aside(self, longest: float) -> None:
+    def wait_until_idle(self, longest: float) -> None:
         """For work in the same process that can wait: returns once nothing is due, after `longest` seconds anyhow."""
         with self._changed:
             self._changed.wait_for(lambda: not self._is_acting(), longest)
@@ -158,7 +158,7 @@ class ExpiryConsumer:
     def _look(self, due: Sequence[Held]) -> Counts:
         answers = self._answers(due)
         counts = self._settle(due, answers)
-        failures = [answer for answer in answers.values() if isinstance(answer, TryAgain)]
+        failures = [answer for answer in answers.values() if isinstance(answer, Retry)]
         if failures:
             log.warning("again", action="look", streams=len(failures), first=str(failures[0].error))
             self._ask_postgresql()
@@ -190,10 +190,10 @@ class ExpiryConsumer:
             return wait
         return max(0.0, min(wait, (self._held[0].due_at - self._clock.now()).total_seconds()))
 
-    def _answers(self, due: Sequence[Held]) -> dict[UUID, Answer]:
+    def _answers(self, due: Sequence[Held]) -> dict[UUID, DueResult]:
         stream_ids = list({held.message.stream_id: None for held in due})
         try:
-            return dict(zip(stream_ids, self._look_at(stream_ids, "message"), strict=True))
+            return dict(zip(stream_ids, self._handle_due(stream_ids, "message"), strict=True))
         except Exception:
             self._database_is_away.set()
             self._hold_again(due)
@@ -207,10 +207,10 @@ class ExpiryConsumer:
     def _ask_postgresql(self) -> None:
         """Raises where it is away: receiving then pauses until it is back, and this loop backs off."""
         self._database_is_away.set()
-        self._look_at([], "message")
+        self._handle_due([], "message")
         self._database_is_away.clear()
 
-    def _settle(self, due: Sequence[Held], answers: Mapping[UUID, Answer]) -> Counts:
+    def _settle(self, due: Sequence[Held], answers: Mapping[UUID, DueResult]) -> Counts:
         """What needs PostgreSQL comes last: if that fails, only that comes again."""
         counts = Counts()
         finished: list[Delivery] = []
@@ -220,7 +220,7 @@ class ExpiryConsumer:
         for held in due:
             stream_id = held.message.stream_id
             match answers[stream_id]:
-                case Done(ended_now):
+                case Completed(ended_now):
                     finished.append(held.delivery)
                     counts["ended" if ended_now and stream_id not in ended else "found_ended"] += 1
                     ended.add(stream_id)
@@ -230,9 +230,9 @@ class ExpiryConsumer:
                 case NotDue():
                     again.append(held)
                     counts["not_due"] += 1
-                case TryAgain():
+                case Retry():
                     again.append(replace(held, due_at=self._clock.now() + self._left_alone(held.message)))
-                case Unanswerable(error):
+                case Failed(error):
                     aside.append((held.delivery, str(error)))
                     counts["rejected"] += 1
         self._hold_again(again)

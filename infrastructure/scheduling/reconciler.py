@@ -7,7 +7,7 @@ import structlog
 
 from coupon_clock.infrastructure.loop import Counts
 from coupon_clock.infrastructure.scheduling.alarms import Alarm, Alarms
-from coupon_clock.infrastructure.scheduling.due_result import Done, LookAt, TryAgain, Unanswerable
+from coupon_clock.infrastructure.scheduling.due_result import Completed, Failed, HandleDue, Retry
 
 BATCH = 1_000
 BEFORE_ALL = Alarm(UUID(int=0), datetime(1, 1, 1, tzinfo=UTC))
@@ -18,9 +18,9 @@ log = structlog.get_logger()
 class Reconciler:
     """`grace`: how long after its end an alarm is left to its message."""
 
-    def __init__(self, alarms: Alarms, look_at: LookAt, grace: timedelta) -> None:
+    def __init__(self, alarms: Alarms, handle_due: HandleDue, grace: timedelta) -> None:
         self._alarms = alarms
-        self._look_at = look_at
+        self._handle_due = handle_due
         self._grace = grace
 
     def run_once(self) -> Counts:
@@ -28,14 +28,14 @@ class Reconciler:
         counts = Counts()
         after = BEFORE_ALL
         while overdue := self._alarms.overdue(self._grace, after, BATCH):
-            counts += self._sweep(overdue)
+            counts += self._reconcile(overdue)
             after = overdue[-1]
         return counts
 
-    def _sweep(self, overdue: list[Alarm]) -> Counts:
-        answers = self._look_at([alarm.stream_id for alarm in overdue], "sweep")
-        failures = [answer for answer in answers if isinstance(answer, Unanswerable | TryAgain)]
+    def _reconcile(self, overdue: list[Alarm]) -> Counts:
+        answers = self._handle_due([alarm.stream_id for alarm in overdue], "reconciler")
+        failures = [answer for answer in answers if isinstance(answer, Failed | Retry)]
         if failures:
-            log.warning("not swept", action="sweep", streams=len(failures), first=str(failures[0].error))
-        ended = sum(1 for answer in answers if isinstance(answer, Done) and answer.ended_now)
+            log.warning("not reconciled", action="reconciler", streams=len(failures), first=str(failures[0].error))
+        ended = sum(1 for answer in answers if isinstance(answer, Completed) and answer.ended_now)
         return Counts({what: number for what, number in (("ended", ended), ("failed", len(failures))) if number})

@@ -13,7 +13,7 @@ from msgspec import Struct, field
 
 from coupon_clock.domain.coupon_template import due_at, fold
 from coupon_clock.domain.events import Ended, EndReason, Event
-from coupon_clock.infrastructure.event_store.bulk_reader import Alongside, copied, snapshot, streams
+from coupon_clock.infrastructure.event_store.bulk_reader import MergeJoin, copied, snapshot, streams
 from coupon_clock.infrastructure.event_store.migrations import one
 from coupon_clock.infrastructure.event_store.store import Envelope, EventStore
 from coupon_clock.infrastructure.settings import Settings
@@ -77,7 +77,7 @@ def check(settings: Settings, store: EventStore[Event], grace: timedelta) -> Rep
     with snapshot(settings, 2) as (log, beside):
         (now,) = one(log, "SELECT coupon_clock_now()")
         with copied(beside, ALARMS, ("uuid", "timestamptz")) as pairs, streams(log, store) as found:
-            alarms = Alongside(pairs)
+            alarms = MergeJoin(pairs)
             for stream_id, envelopes in found:
                 _note(report, (surplus(other) for other, _ in alarms.before(stream_id)))
                 _check_stream(report, stream_id, envelopes, alarms.at(stream_id), now - grace)

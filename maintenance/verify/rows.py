@@ -17,12 +17,12 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from coupon_clock.domain.coupon_template import due_at, fold
-from coupon_clock.domain.errors import CouponError
+from coupon_clock.domain.errors import CouponClockError
 from coupon_clock.domain.events import Event
 from coupon_clock.infrastructure.event_store.bulk_reader import (
     ALL,
     SOME,
-    Alongside,
+    MergeJoin,
     copied,
     snapshot,
     streams,
@@ -53,7 +53,7 @@ class Part(Struct, frozen=True, kw_only=True):
 
 
 @dataclass(eq=False)
-class NotInParts(CouponError):
+class NotInParts(CouponClockError):
     """{name} can only be verified as a whole, because its rows gather many streams: leave out --since and --sample."""
 
     name: str
@@ -113,7 +113,7 @@ class Rows:
         self._checkpoint = position(connection, projection)
         self._stored = StoredRows(projection)
         rows = stack.enter_context(self._stored.rows(connection, ids))
-        self._live = Alongside((row[0], row) for row in rows)
+        self._live = MergeJoin((row[0], row) for row in rows)
 
     def of(self, stream_id: UUID, envelopes: list[Envelope[Event]]) -> Iterable[Difference]:
         surplus = self._surplus(self._live.before(stream_id))
@@ -136,7 +136,7 @@ class Alarms:
         where = "" if ids is None else "WHERE stream_id = ANY(%(ids)s::uuid[])"
         statement = f"COPY (SELECT stream_id, due_at FROM alarm {where} ORDER BY stream_id) TO STDOUT (FORMAT BINARY)"
         alarms = copied(connection, statement, ("uuid", "timestamptz"), {"ids": ids})
-        self._alarms = Alongside(stack.enter_context(alarms))
+        self._alarms = MergeJoin(stack.enter_context(alarms))
 
     def of(self, stream_id: UUID, envelopes: list[Envelope[Event]]) -> Iterable[Difference]:
         surplus = self._surplus(self._alarms.before(stream_id))

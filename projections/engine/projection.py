@@ -11,7 +11,7 @@ from psycopg.errors import DatatypeMismatch, FeatureNotSupported, UndefinedColum
 from psycopg.rows import TupleRow
 from sqlalchemy import Table
 
-from coupon_clock.domain.errors import CouponError
+from coupon_clock.domain.errors import CouponClockError
 from coupon_clock.domain.events import Event
 from coupon_clock.infrastructure.event_store.store import Envelope
 
@@ -43,7 +43,7 @@ class Projection(Struct, Generic[Row], frozen=True, kw_only=True):
 
 
 @dataclass(eq=False)
-class ReadModelOutdated(CouponError):
+class ReadModelOutdated(CouponClockError):
     """The read model {name} is not what this version reads ({found}): run `coupon-clock rebuild {name}`."""
 
     name: str

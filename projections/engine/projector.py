@@ -12,7 +12,8 @@ from coupon_clock.infrastructure.event_store.migrations import one
 from coupon_clock.infrastructure.event_store.store import Envelope, EventStore, UnreadableEvent
 from coupon_clock.infrastructure.event_store.subscription import Batch, Follower
 from coupon_clock.infrastructure.loop import Counts
-from coupon_clock.infrastructure.postgres.pool import Pool, available
+from coupon_clock.infrastructure.postgres.errors import translate_errors
+from coupon_clock.infrastructure.postgres.pool import Pool
 from coupon_clock.projections.engine.projection import (
     Key,
     Projection,
@@ -73,7 +74,7 @@ class Projector:
         return followed
 
     def _apply(self, batch: Batch[Event]) -> None:
-        with available(), self._pool.connection() as connection, connection.transaction():
+        with translate_errors(), self._pool.connection() as connection, connection.transaction():
             batch.advance(connection)
             (fold_version,) = one(connection, FOLD_VERSION, self._table)
             refuse_other_fold(self._projection, fold_version)
@@ -94,7 +95,7 @@ class Projector:
         return self.standing
 
     def _is_mine(self) -> bool:
-        with available(), self._pool.connection() as connection:
+        with translate_errors(), self._pool.connection() as connection:
             return bool(one(connection, IS_MINE, self._follower.identity, self._table)[0])
 
     def _stand(self, standing: Standing) -> None:

@@ -31,7 +31,7 @@ COPY (SELECT originator_id, originator_version, notification_id, state
 LOG = "SELECT count(*), coalesce(max(notification_id), 0) FROM coupon_template_events"
 
 
-class Rehearsed(Struct, frozen=True):
+class DryRun(Struct, frozen=True):
     """What a rebuild would have to do; `seconds`: for reading and folding, in one process."""
 
     projection: str
@@ -40,9 +40,7 @@ class Rehearsed(Struct, frozen=True):
     seconds: float
 
 
-def rehearse(
-    settings: Settings, store: EventStore[Event], projection: Projection[Any], progress: Progress
-) -> Rehearsed:
+def dry_run(settings: Settings, store: EventStore[Event], projection: Projection[Any], progress: Progress) -> DryRun:
     """Raises UnreadableEvent, DatabaseUnavailable."""
     started = monotonic()
     with snapshot(settings) as (log,):
@@ -51,7 +49,7 @@ def rehearse(
             rows = _fold_streams(log, store, projection, events, progress)
         else:
             rows = len(folded_by_key(log, store, projection, end))
-    return Rehearsed(projection.name, events, rows, monotonic() - started)
+    return DryRun(projection.name, events, rows, monotonic() - started)
 
 
 def _fold_streams(

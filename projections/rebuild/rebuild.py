@@ -19,12 +19,13 @@ from psycopg import Connection
 from psycopg.errors import LockNotAvailable
 from psycopg.rows import TupleRow
 
-from coupon_clock.domain.errors import CouponError
+from coupon_clock.domain.errors import CouponClockError
 from coupon_clock.domain.events import Event
+from coupon_clock.infrastructure.event_store.log_reader import end_of_log, settled_end_of_log
 from coupon_clock.infrastructure.event_store.migrations import one
 from coupon_clock.infrastructure.event_store.store import EventStore
-from coupon_clock.infrastructure.event_store.subscription import end_of_log, settled_end_of_log
-from coupon_clock.infrastructure.postgres.pool import Pool, available, connect, first_line
+from coupon_clock.infrastructure.postgres.errors import first_line, translate_errors
+from coupon_clock.infrastructure.postgres.pool import Pool, connect
 from coupon_clock.infrastructure.settings import Settings
 from coupon_clock.projections.engine.projection import Projection
 from coupon_clock.projections.engine.projector import Projector
@@ -96,7 +97,7 @@ class Rebuilt(Struct, frozen=True):
 
 
 @dataclass(eq=False)
-class RebuildRunning(CouponError):
+class RebuildRunning(CouponClockError):
     """Another rebuild of {name} is running ({who}): wait for it, or stop it."""
 
     name: str
@@ -104,7 +105,7 @@ class RebuildRunning(CouponError):
 
 
 @dataclass(eq=False)
-class ShadowOfOtherFold(CouponError):
+class ShadowOfOtherFold(CouponClockError):
     """The interrupted rebuild of {name} had fold version {found}, here it is {needed}: begin anew, without --resume."""
 
     name: str
@@ -113,7 +114,7 @@ class ShadowOfOtherFold(CouponError):
 
 
 @dataclass(eq=False)
-class SwapBlocked(CouponError):
+class SwapBlocked(CouponClockError):
     """{name} is ready to be swapped in, but transactions held the live table for too long (server processes {pids}): \
 end them, then run `coupon-clock rebuild {name} --resume`."""
 
@@ -132,7 +133,7 @@ def rebuild(
     """Until the new rows are live. Raises RebuildRunning, ShadowOfOtherFold, SwapBlocked, OldTableInUse (of the rebuild
     before), UnreadableEvent, DatabaseUnavailable; the live ones are then as they were."""
     started = monotonic()
-    with available(), only_rebuild(settings, projection) as connection:
+    with translate_errors(), only_rebuild(settings, projection) as connection:
         helpers = further_processes(options, projection, end_of_log(pool))
         work = Rebuild(settings, pool, store, projection, options, progress, connection)
         with workers(helpers) as others:

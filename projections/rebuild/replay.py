@@ -14,7 +14,7 @@ from msgspec.structs import astuple
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-from coupon_clock.domain.errors import CouponError
+from coupon_clock.domain.errors import CouponClockError
 from coupon_clock.domain.events import Event
 from coupon_clock.infrastructure.event_store.bulk_reader import LOG, streams
 from coupon_clock.infrastructure.event_store.store import Envelope, EventStore
@@ -77,7 +77,7 @@ EVENTS = LOG.format(
 
 
 @dataclass(eq=False)
-class ShadowTakenOver(CouponError):
+class ShadowTakenOver(CouponClockError):
     """Another rebuild of {name} took this one's shadow over: this one stops."""
 
     name: str

@@ -17,10 +17,11 @@ import msgspec
 import structlog
 from msgspec import Struct
 
-from coupon_clock.domain.errors import CouponError
+from coupon_clock.domain.errors import CouponClockError
 from coupon_clock.domain.events import StoredEvent
 from coupon_clock.infrastructure.event_store.store import EventStore
-from coupon_clock.infrastructure.postgres.pool import available, open_pool
+from coupon_clock.infrastructure.postgres.errors import translate_errors
+from coupon_clock.infrastructure.postgres.pool import open_pool
 from coupon_clock.infrastructure.postgres.server_clock import ServerClock
 from coupon_clock.infrastructure.settings import Settings
 from coupon_clock.projections.rebuild.replay import Pace, Replay
@@ -103,7 +104,7 @@ def main() -> int:
     gc.freeze()
     try:
         work(msgspec.json.decode(line, type=Job))
-    except CouponError as error:
+    except CouponClockError as error:
         log.warning("worker failed", action="rebuild", why=str(error))
         return 1
     return 0
@@ -117,7 +118,7 @@ def told_to_stop(within: float = 0.0) -> bool:
 def work(job: Job) -> None:
     settings = Settings.load(database_url=job.database_url, database_schema=job.database_schema, database_connections=2)
     pool = open_pool(settings)
-    with pool, available(), pool.connection() as connection:
+    with pool, translate_errors(), pool.connection() as connection:
         store: EventStore[StoredEvent] = EventStore(pool, ServerClock(), StoredEvent)
         replay = Replay(connection, store, projection_named(job.projection), job.position)
         pace = Pace(job.events_per_s, told_to_stop)

@@ -7,7 +7,7 @@ from psycopg import Connection
 from psycopg.errors import DependentObjectsStillExist
 from psycopg.rows import TupleRow
 
-from coupon_clock.domain.errors import CouponError
+from coupon_clock.domain.errors import CouponClockError
 from coupon_clock.infrastructure.event_store.migrations import one
 from coupon_clock.projections.engine.projection import Projection
 
@@ -81,7 +81,7 @@ def kept(projection: Projection[Any]) -> str:
 
 
 @dataclass(eq=False)
-class OldTableInUse(CouponError):
+class OldTableInUse(CouponClockError):
     """Something depends on {table}, the rows before the last rebuild: make it anew on {name}, then DROP TABLE {table}.
     PostgreSQL says: {reason}."""
 

@@ -8,7 +8,7 @@ from coupon_clock.app import Application
 from coupon_clock.demo.scenario import MoveEnd, Planned, SendAgain, Terminate, Turn
 from coupon_clock.demo.stage import PATIENCE, MessageNotSent, OnStage, Stage
 from coupon_clock.domain.events import EndReason
-from coupon_clock.infrastructure.messaging.broker import MemoryBroker
+from coupon_clock.infrastructure.messaging.memory_broker import MemoryBroker
 from coupon_clock.infrastructure.messaging.messages import from_wire
 from examples import MORNING
 

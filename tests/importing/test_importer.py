@@ -15,7 +15,7 @@ from coupon_clock.domain.events import Created
 from coupon_clock.importing.files import Format
 from coupon_clock.importing.importer import CHUNK, Tally, import_records, records_of
 from coupon_clock.infrastructure.event_store.migrations import UnsafeLog
-from coupon_clock.infrastructure.postgres.pool import DatabaseUnavailable
+from coupon_clock.infrastructure.postgres.errors import DatabaseUnavailable
 from deadlines import eventually
 from examples import NOON, SHOP, TEMPLATE, a_template
 

@@ -2,14 +2,15 @@
 
 from threading import Event, Thread
 
-from coupon_clock.domain.errors import CouponError
-from coupon_clock.infrastructure.loop import Bell, Counts, Loop
+from coupon_clock.domain.errors import CouponClockError
+from coupon_clock.infrastructure.loop import Counts, Loop
+from coupon_clock.infrastructure.notifier import Notifier
 from deadlines import eventually
 
 
 def test_it_goes_on_after_errors_expected_or_not_and_stops_when_told():
     stop, ticks = Event(), []
-    troubles = [CouponError(), RuntimeError("a bug"), None, None]
+    troubles = [CouponClockError(), RuntimeError("a bug"), None, None]
 
     def run_once() -> Counts:
         ticks.append(1)
@@ -23,9 +24,9 @@ def test_it_goes_on_after_errors_expected_or_not_and_stops_when_told():
 
 
 def test_a_ring_wakes_every_listener_once_also_one_that_was_busy():
-    bell = Bell()
-    first, second = bell.listener(), bell.listener()
-    bell.ring()
+    bell = Notifier()
+    first, second = bell.subscribe(), bell.subscribe()
+    bell.notify()
 
     woken = []
     threads = [Thread(target=lambda wait=wait: (wait(60), woken.append(1)), daemon=True) for wait in (first, second)]
@@ -35,5 +36,5 @@ def test_a_ring_wakes_every_listener_once_also_one_that_was_busy():
 
     third = Thread(target=lambda: (first(60), woken.append(1)), daemon=True)
     third.start()
-    bell.ring()
+    bell.notify()
     eventually(lambda: len(woken) == 3)

@@ -16,7 +16,7 @@ from coupon_clock.testing import TURNABLE
 from deadlines import eventually
 from examples import ending_in
 
-HEALTHY = ["log", "clock", "sweep", "relay", "broker"]
+HEALTHY = ["log", "clock", "reconciler", "relay", "broker"]
 
 
 def findings(settings: Settings) -> dict[str, str]:
@@ -66,8 +66,10 @@ def test_clocks_that_disagree_are_named(settings, database_url):
 def test_overdue_alarms_are_named_with_the_role_that_is_missing(settings, database_url):
     with psycopg.connect(database_url) as connection:
         connection.execute("INSERT INTO alarm VALUES (gen_random_uuid(), '2026-01-01T00:00:00Z')")
-    assert findings(settings)["sweep"].startswith("1 templates should have been ended already, the first at 2026-01-01")
-    assert "--role reconciler" in findings(settings)["sweep"]
+    assert findings(settings)["reconciler"].startswith(
+        "1 templates should have been ended already, the first at 2026-01-01"
+    )
+    assert "--role reconciler" in findings(settings)["reconciler"]
 
 
 def test_alarms_that_no_broker_was_told_are_named_with_the_role_that_is_missing(live, settings):
@@ -75,7 +77,7 @@ def test_alarms_that_no_broker_was_told_are_named_with_the_role_that_is_missing(
     live.execute(template)
     assert "--role relay" in findings(settings)["relay"]
 
-    live.clockwork.alarms.mark_armed(live.clockwork.alarms.claim(timedelta(minutes=1), 10))
+    live.runtime.alarms.mark_armed(live.runtime.alarms.claim(timedelta(minutes=1), 10))
     assert "relay" not in findings(settings)
 
 
@@ -88,7 +90,7 @@ def test_the_command_prints_a_line_a_part_and_fails_where_something_is_wrong(dat
         connection.execute("INSERT INTO alarm VALUES (gen_random_uuid(), '2026-01-01T00:00:00Z')")
     done = doctor(database_url)
     assert done.returncode == 1
-    assert "MEND  sweep: 1 templates" in done.stdout
+    assert "MEND  reconciler: 1 templates" in done.stdout
 
 
 def doctor(database_url: str, *arguments: str) -> subprocess.CompletedProcess[str]:

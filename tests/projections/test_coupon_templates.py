@@ -4,7 +4,6 @@ from datetime import date, datetime, timedelta, timezone
 from uuid import UUID
 
 import pytest
-from history import run_sql
 
 from coupon_clock.domain.discount import FixedAmount
 from coupon_clock.domain.errors import InvalidCommand
@@ -13,6 +12,7 @@ from coupon_clock.projections.coupon_templates import Filters, page_statement
 from coupon_clock.projections.engine.query_validation import LARGEST_PAGE
 from coupon_clock.projections.engine.tables import DIALECT
 from examples import EVENING, MICROSECOND, MORNING, NOON, OTHER_SHOP, SHOP, TEMPLATE, a_template, terminate
+from history import run_sql
 
 ROWS = 100_000
 SHOP_OF_MANY = 7

@@ -17,16 +17,16 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from coupon_clock.app import Application, Settings
 from coupon_clock.domain.errors import CouponTemplateNotFound, CouponTemplateOver, InvalidCommand
 from coupon_clock.domain.events import StockIncreased
-from coupon_clock.runtime import Clockwork
+from coupon_clock.runtime import Runtime
 from coupon_clock.testing import (
-    TurnedClockwork,
+    TestRuntime,
     given,
     in_database,
+    open_test_application,
     then,
     then_nothing,
     then_refused,
     throw_away_database,
-    turned_application,
     when,
 )
 from examples import EXPIRED_AT_NOON, MORNING, NOON, SHOP, a_template, created, increase, terminate
@@ -103,7 +103,7 @@ def test_then_refused_means_the_last_command_and_no_earlier_one(app):
 
 
 WITHOUT_ASSERTIONS = """
-    from coupon_clock.domain.errors import CouponError
+    from coupon_clock.domain.errors import CouponClockError
     from coupon_clock.testing import then, then_refused
 
     class Scene:
@@ -112,7 +112,7 @@ WITHOUT_ASSERTIONS = """
         def happened(self):
             return ["something"]
 
-    for fails in (lambda: then(Scene(), "something else"), lambda: then_refused(Scene(), CouponError)):
+    for fails in (lambda: then(Scene(), "something else"), lambda: then_refused(Scene(), CouponClockError)):
         try:
             fails()
         except AssertionError as failure:
@@ -126,7 +126,7 @@ def test_then_fails_also_where_python_leaves_assertions_out():
     ran = subprocess.run(command, env=path, capture_output=True, text=True, timeout=60, check=True)
     assert ran.stdout.splitlines() == [
         "happened: ['something'], not ['something else']",
-        "refused: None, not CouponError",
+        "refused: None, not CouponClockError",
     ]
 
 
@@ -138,21 +138,21 @@ def test_a_day_is_24_hours_also_where_clocks_go_forward(app):
     app.clock.advance(hours=24)
 
     assert app.clock.now == datetime(2026, 3, 29, 11, tzinfo=UTC)
-    assert app.clockwork.store.learn_time() == app.clock.now
+    assert app.runtime.store.learn_time() == app.clock.now
 
 
 def test_a_time_without_a_zone_is_refused_and_turns_nothing(app, database_url):
     naive = MORNING.replace(tzinfo=None)
     with pytest.raises(InvalidCommand, match="now has no time zone: give it one"):
         app.clock.set(naive)
-    with pytest.raises(InvalidCommand, match="now has no time zone"), turned_application(database_url, naive):
+    with pytest.raises(InvalidCommand, match="now has no time zone"), open_test_application(database_url, naive):
         pass
-    assert app.clockwork.store.learn_time() == app.clock.now == MORNING
+    assert app.runtime.store.learn_time() == app.clock.now == MORNING
 
 
 def test_settings_given_win_over_those_of_a_test(database_url):
-    with turned_application(database_url, MORNING, sweep_grace=7) as app:
-        assert app.settings.sweep_grace == 7
+    with open_test_application(database_url, MORNING, reconcile_grace=7) as app:
+        assert app.settings.reconcile_grace == 7
 
 
 # ── databases ────────────────────────────────────────────────────────────────────────────────────
@@ -199,10 +199,10 @@ def test_another_database_of_a_server_is_reached_as_the_first(server):
 def test_a_look_that_keeps_failing_ends_the_run_with_its_reason(database_url):
     shop = example("order_timeout")
     order = shop.PlaceOrder(command_id=uuid4(), order_id=uuid4(), amount=1000)
-    with shop.open_orders(database_url=database_url, sweep_grace=0) as orders:
-        given(TurnedClockwork(orders, MORNING), order)
+    with shop.open_orders(database_url=database_url, reconcile_grace=0) as orders:
+        given(TestRuntime(orders, MORNING), order)
         idle = replace(shop.ORDERS, decide=lambda order, command, now: [])
-        with Clockwork.open(orders.settings, idle, shop.Event) as clockwork:
-            forgetful = TurnedClockwork(clockwork, MORNING + shop.PAYMENT_TIME)
+        with Runtime.open(orders.settings, idle, shop.Event) as runtime:
+            forgetful = TestRuntime(runtime, MORNING + shop.PAYMENT_TIME)
             with pytest.raises(AssertionError, match=f"1 of the streams .* fail: Stream {order.order_id} was due at"):
                 forgetful.run_due()

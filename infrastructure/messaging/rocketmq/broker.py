@@ -16,7 +16,7 @@ import structlog
 from coupon_clock.infrastructure.messaging.broker import BrokerUnavailable, Delivery, PartlyStored
 from coupon_clock.infrastructure.messaging.messages import ExpiryDue, to_wire
 from coupon_clock.infrastructure.messaging.rocketmq.access import Access
-from coupon_clock.infrastructure.messaging.rocketmq.broker_selector import Lanes
+from coupon_clock.infrastructure.messaging.rocketmq.broker_selector import BrokerSelector
 from coupon_clock.infrastructure.messaging.rocketmq.connection import MOST_PER_RECEIVE, Connection
 from coupon_clock.infrastructure.messaging.rocketmq.errors import DelayAboveCap, DelayRefused
 from coupon_clock.infrastructure.messaging.rocketmq.library import require_library
@@ -45,7 +45,7 @@ class RocketMQBroker:
     def __init__(self, access: Access, wants_ahead: timedelta) -> None:
         self.wants_ahead = wants_ahead
         self.receivers = LEAST_RECEIVERS
-        self._lanes = Lanes()
+        self._selector = BrokerSelector()
         self._window = Lock()
         self._closed = Event()
         self._sending = Supervisor("sending", partial(Connection.for_sending, access))
@@ -99,17 +99,17 @@ class RocketMQBroker:
     def _receive(self, connection: Connection, limit: int, invisible: int, wait: int) -> list[Delivery]:
         """From one of the brokers. If that one fails and another works, the connection is not to blame, and is kept for
         the others; except where nothing works at that address: what restarted there has forgotten this client."""
-        lanes = connection.lanes()
-        self.receivers = max(LEAST_RECEIVERS, len(lanes))
+        routes = connection.routes()
+        self.receivers = max(LEAST_RECEIVERS, len(routes))
         try:
-            with self._lanes.choose(lanes) as lane:
-                return connection.receive(lane, limit, invisible, wait)
+            with self._selector.choose(routes) as route:
+                return connection.receive(route, limit, invisible, wait)
         except BrokerUnavailable as reason:
-            working = self._lanes.working(lanes)
+            working = self._selector.working(routes)
             if not working or self._closed.is_set():
                 raise
-            self._lanes.tell_failed(lane, reason)
-            if lane.address not in {other.address for other in working}:
+            self._selector.tell_failed(route, reason)
+            if route.address not in {other.address for other in working}:
                 self._receiving.renew(connection)
             return []
 

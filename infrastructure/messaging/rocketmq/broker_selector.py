@@ -10,7 +10,7 @@ import structlog
 
 from coupon_clock.infrastructure.messaging.broker import BrokerUnavailable
 from coupon_clock.infrastructure.messaging.rocketmq.backoff import Backoff
-from coupon_clock.infrastructure.messaging.rocketmq.requests import Lane
+from coupon_clock.infrastructure.messaging.rocketmq.requests import BrokerRoute
 
 log = structlog.get_logger()
 
@@ -23,7 +23,7 @@ class _Usage:
         self.is_told = False
 
 
-class Lanes:
+class BrokerSelector:
     """Remembers of each broker how many receivers wait there and how often it failed. Safe for several threads."""
 
     def __init__(self) -> None:
@@ -31,43 +31,43 @@ class Lanes:
         self._usages: dict[str, _Usage] = defaultdict(_Usage)
 
     @contextmanager
-    def choose(self, lanes: Sequence[Lane]) -> Iterator[Lane]:
+    def choose(self, routes: Sequence[BrokerRoute]) -> Iterator[BrokerRoute]:
         """The one for this block: rather one that needs no rest, with few receivers, not asked for long."""
         with self._lock:
-            lane = min(lanes, key=self._rank)
-            usage = self._usages[lane.broker]
+            route = min(routes, key=self._rank)
+            usage = self._usages[route.broker]
             usage.receivers += 1
             usage.asked_at = monotonic()
         try:
-            yield lane
+            yield route
         except BrokerUnavailable:
             with self._lock:
                 usage.receivers -= 1
                 usage.backoff.failed()
             raise
-        self._succeeded(lane, usage)
+        self._succeeded(route, usage)
 
-    def working(self, lanes: Sequence[Lane]) -> list[Lane]:
+    def working(self, routes: Sequence[BrokerRoute]) -> list[BrokerRoute]:
         """Those that did not fail when they were asked last."""
         with self._lock:
-            return [lane for lane in lanes if not self._usages[lane.broker].backoff.failures]
+            return [route for route in routes if not self._usages[route.broker].backoff.failures]
 
-    def tell_failed(self, lane: Lane, reason: BrokerUnavailable) -> None:
+    def tell_failed(self, route: BrokerRoute, reason: BrokerUnavailable) -> None:
         """Once, until it works again."""
         with self._lock:
-            usage = self._usages[lane.broker]
+            usage = self._usages[route.broker]
             if not usage.is_told:
-                log.warning("one RocketMQ broker fails", action="one_lost", broker=lane.broker, reason=str(reason))
+                log.warning("one RocketMQ broker fails", action="one_lost", broker=route.broker, reason=str(reason))
             usage.is_told = True
 
-    def _succeeded(self, lane: Lane, usage: _Usage) -> None:
+    def _succeeded(self, route: BrokerRoute, usage: _Usage) -> None:
         with self._lock:
             usage.receivers -= 1
             usage.backoff.succeeded()
             if usage.is_told:
-                log.info("one RocketMQ broker answers again", action="one_back", broker=lane.broker)
+                log.info("one RocketMQ broker answers again", action="one_back", broker=route.broker)
             usage.is_told = False
 
-    def _rank(self, lane: Lane) -> tuple[float, int, float]:
-        usage = self._usages[lane.broker]
+    def _rank(self, route: BrokerRoute) -> tuple[float, int, float]:
+        usage = self._usages[route.broker]
         return usage.backoff.remaining(), usage.receivers, usage.asked_at

@@ -16,7 +16,13 @@ from coupon_clock.infrastructure.messaging.broker import BrokerUnavailable, Deli
 from coupon_clock.infrastructure.messaging.rocketmq.access import Access
 from coupon_clock.infrastructure.messaging.rocketmq.errors import Busy, TopicIsNotDelay, failed_call, refusal
 from coupon_clock.infrastructure.messaging.rocketmq.library import library
-from coupon_clock.infrastructure.messaging.rocketmq.requests import Lane, Outgoing, Requests, delivery_of, receipt_of
+from coupon_clock.infrastructure.messaging.rocketmq.requests import (
+    BrokerRoute,
+    Outgoing,
+    Requests,
+    delivery_of,
+    receipt_of,
+)
 
 T = TypeVar("T")
 
@@ -92,13 +98,13 @@ class Connection:
         finally:
             self._client.rpc_client.stop()
 
-    def lanes(self) -> list[Lane]:
+    def routes(self) -> list[BrokerRoute]:
         """The brokers to receive from, at least one."""
         queues = [(queue.message_queue0(), queue.endpoints) for queue in self._queues() if queue.is_readable()]
-        lanes = {queue.broker.name: Lane(queue.broker.name, queue, place) for queue, place in queues}
-        if not lanes:
+        routes = {queue.broker.name: BrokerRoute(queue.broker.name, queue, place) for queue, place in queues}
+        if not routes:
             raise Unreachable(f"topic {self._access.topic} has no readable queue")
-        return list(lanes.values())
+        return list(routes.values())
 
     def send(self, messages: Sequence[Outgoing]) -> list[BrokerUnavailable | None]:
         """What became of each, None if stored."""
@@ -106,10 +112,10 @@ class Connection:
         waves = -(-len(messages) // IN_FLIGHT)
         return self._run(self._send_all(messages, places), waves * (TIMEOUT * len(places) + sum(PAUSES)))
 
-    def receive(self, lane: Lane, limit: int, invisible: int, wait: int) -> list[Delivery]:
+    def receive(self, route: BrokerRoute, limit: int, invisible: int, wait: int) -> list[Delivery]:
         """Up to `limit`, not delivered again for `invisible` seconds, waiting up to `wait` seconds for the first."""
-        messages = self._run(self._receive(lane, limit, invisible, wait), wait + TIMEOUT)
-        return [delivery_of(message, lane) for message in messages]
+        messages = self._run(self._receive(route, limit, invisible, wait), wait + TIMEOUT)
+        return [delivery_of(message, route) for message in messages]
 
     def acknowledge(self, deliveries: Sequence[Delivery]) -> list[BrokerUnavailable]:
         """What failed. A receipt that is spent, or void after a redelivery, is no failure."""
@@ -176,10 +182,10 @@ class Connection:
                 break
         return failure
 
-    async def _receive(self, lane: Lane, limit: int, invisible: int, wait: int) -> list[Any]:
-        request = self._requests.receive(lane, limit, invisible, wait)
+    async def _receive(self, route: BrokerRoute, limit: int, invisible: int, wait: int) -> list[Any]:
+        request = self._requests.receive(route, limit, invisible, wait)
         metadata = self._client.sign()
-        call = self._stub(lane.endpoints).ReceiveMessage(request, metadata=metadata, timeout=wait + TIMEOUT)
+        call = self._stub(route.endpoints).ReceiveMessage(request, metadata=metadata, timeout=wait + TIMEOUT)
         answers = [answer async for answer in call]
         for answer in answers:
             if answer.HasField("status"):

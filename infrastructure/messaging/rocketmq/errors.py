@@ -8,7 +8,7 @@ from coupon_clock.infrastructure.messaging.broker import BrokerMisconfigured, Br
 
 @dataclass(eq=False)
 class Refused(BrokerUnavailable):
-    """RocketMQ answers {code}, {text}: the loops keep trying, and ends come by the sweep meanwhile."""
+    """RocketMQ answers {code}, {text}: the loops keep trying, and ends come by the reconciler meanwhile."""
 
     code: int
     text: str
@@ -16,7 +16,7 @@ class Refused(BrokerUnavailable):
 
 @dataclass(eq=False)
 class Busy(BrokerUnavailable):
-    """RocketMQ is too busy to take more for a moment ({text}): the loops keep trying, and ends come by the sweep
+    """RocketMQ is too busy to take more for a moment ({text}): the loops keep trying, and ends come by the reconciler
     meanwhile."""
 
     text: str
@@ -101,7 +101,7 @@ class TlsNotSpoken(BrokerMisconfigured):
 class HungUp(BrokerUnavailable):
     """RocketMQ takes the connection and closes it before it says a word ({text}). If it speaks only TLS, set
     COUPON_CLOCK_ROCKETMQ_TLS=true; the port must be that of its gRPC proxy. The loops keep trying, and ends come by the
-    sweep meanwhile."""
+    reconciler meanwhile."""
 
     text: str
 

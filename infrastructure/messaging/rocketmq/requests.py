@@ -18,7 +18,7 @@ class Outgoing(NamedTuple):
     deliver_at: int
 
 
-class Lane(NamedTuple):
+class BrokerRoute(NamedTuple):
     """One broker to receive from. A receive from any of its queues takes from all of them."""
 
     broker: str
@@ -64,8 +64,8 @@ class Requests:
         properties.delivery_timestamp.seconds = message.deliver_at
         return request
 
-    def receive(self, lane: Lane, limit: int, invisible: int, wait: int) -> Any:
-        request = self._protocol.ReceiveMessageRequest(group=self._group, message_queue=lane.queue, batch_size=limit)
+    def receive(self, route: BrokerRoute, limit: int, invisible: int, wait: int) -> Any:
+        request = self._protocol.ReceiveMessageRequest(group=self._group, message_queue=route.queue, batch_size=limit)
         request.filter_expression.type = self._protocol.FilterType.TAG
         request.filter_expression.expression = "*"
         request.invisible_duration.seconds = invisible
@@ -79,10 +79,10 @@ class Requests:
         return request
 
 
-def delivery_of(message: Any, lane: Lane) -> Delivery:
+def delivery_of(message: Any, route: BrokerRoute) -> Delivery:
     """The body as it came, compressed or not: ours never is."""
     properties = message.system_properties
-    receipt = Receipt(lane.broker, lane.endpoints, properties.receipt_handle)
+    receipt = Receipt(route.broker, route.endpoints, properties.receipt_handle)
     return Delivery(properties.message_id, message.body, receipt)
 
 

@@ -12,7 +12,8 @@ from psycopg import Connection
 from coupon_clock.app import Application, Outcome
 from coupon_clock.domain.errors import CommandConflict, OutcomeUnknown
 from coupon_clock.infrastructure.event_store.store import APPEND, LOAD, UnreadableEvent
-from coupon_clock.infrastructure.postgres.pool import DatabaseUnavailable, connect
+from coupon_clock.infrastructure.postgres.errors import DatabaseUnavailable
+from coupon_clock.infrastructure.postgres.pool import connect
 from deadlines import eventually
 from examples import SHOP, ending_in, increase, terminate
 

@@ -106,8 +106,8 @@ def test_a_role_that_only_owns_its_database_can_do_all(no_tables):
         connection.execute(f"CREATE ROLE {role}; ALTER DATABASE {database} OWNER TO {role}; SET ROLE {role}")
         schema.migrate(connection)
         schema.check(connection)
-        schema.remember_place(connection)
-        assert not schema.has_moved(connection)
+        schema.remember_cluster(connection)
+        assert not schema.failover_detected(connection)
 
 
 # ── what the log refuses, from anybody ───────────────────────────────────────────────────────────
@@ -205,9 +205,9 @@ def test_a_standby_is_refused_and_once_promoted_known_to_have_moved(own_server):
     settings = Settings.load(database_url=own_server.url)
     with connect(settings) as connection:
         schema.migrate(connection)
-        assert not schema.has_moved(connection)
-        schema.remember_place(connection)
-        assert not schema.has_moved(connection)
+        assert not schema.failover_detected(connection)
+        schema.remember_cluster(connection)
+        assert not schema.failover_detected(connection)
     own_server.stop()
     (own_server.data / "standby.signal").touch()
     own_server.start()
@@ -216,18 +216,18 @@ def test_a_standby_is_refused_and_once_promoted_known_to_have_moved(own_server):
 
         assert schema.one(connection, "SELECT pg_promote()") == (True,)
         schema.check(connection)
-        assert schema.has_moved(connection)
-        schema.remember_place(connection)
-        assert not schema.has_moved(connection)
+        assert schema.failover_detected(connection)
+        schema.remember_cluster(connection)
+        assert not schema.failover_detected(connection)
 
 
 def test_a_copy_of_the_database_has_moved(postgres, connection, database_url):
-    schema.remember_place(connection)
+    schema.remember_cluster(connection)
     connection.close()
     copy = f"copy_{uuid4().hex}"
     with psycopg.connect(postgres.url, autocommit=True) as server:
         server.execute(f"CREATE DATABASE {copy} TEMPLATE {database_url.split('?')[0].rpartition('/')[2]}")
     with connect(Settings.load(database_url=in_database(postgres.url, copy))) as copied:
-        assert schema.has_moved(copied)
+        assert schema.failover_detected(copied)
     with psycopg.connect(postgres.url, autocommit=True) as server:
         server.execute(f"DROP DATABASE {copy}")

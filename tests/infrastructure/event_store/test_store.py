@@ -27,7 +27,8 @@ from coupon_clock.infrastructure.event_store.store import (
     UnreadableEvent,
     Unstorable,
 )
-from coupon_clock.infrastructure.postgres.pool import Pool, TimedOut, connect, open_pool
+from coupon_clock.infrastructure.postgres.errors import TimedOut
+from coupon_clock.infrastructure.postgres.pool import Pool, connect, open_pool
 from coupon_clock.infrastructure.postgres.server_clock import ServerClock
 from coupon_clock.infrastructure.settings import Settings
 from deadlines import eventually

@@ -25,15 +25,9 @@ from msgspec import Struct
 from psycopg import Connection
 from psycopg.errors import IdleInTransactionSessionTimeout
 
+from coupon_clock.infrastructure.event_store.log_reader import LogReader, end_of_log, settled_end_of_log
 from coupon_clock.infrastructure.event_store.store import Append, EventStore, Record, UnreadableEvent
-from coupon_clock.infrastructure.event_store.subscription import (
-    Batch,
-    CheckpointLost,
-    Follower,
-    LogReader,
-    end_of_log,
-    settled_end_of_log,
-)
+from coupon_clock.infrastructure.event_store.subscription import Batch, CheckpointLost, Follower
 from coupon_clock.infrastructure.postgres.pool import Pool, connect, open_pool
 from coupon_clock.infrastructure.postgres.server_clock import ServerClock
 from coupon_clock.infrastructure.settings import Settings
@@ -155,16 +149,16 @@ def test_a_writer_that_began_after_the_gap_was_noted_is_not_waited_for(pool, wri
 
 def test_a_page_read_before_its_holders_were_noted_is_read_again(pool, writer, other_writer, monkeypatch):
     """The writer commits between the page and the look at the locks: nobody holds any, and still its event counts."""
-    from coupon_clock.infrastructure.event_store import subscription as follower
+    from coupon_clock.infrastructure.event_store import log_reader
 
-    note_writers = follower.writers
+    note_writers = log_reader.writers
 
     def commit_then_note(pool: Pool) -> frozenset[str]:
-        monkeypatch.setattr(follower, "writers", note_writers)
+        monkeypatch.setattr(log_reader, "writers", note_writers)
         writer.commit()
         return note_writers(pool)
 
-    monkeypatch.setattr(follower, "writers", commit_then_note)
+    monkeypatch.setattr(log_reader, "writers", commit_then_note)
     writer.begin()
     writer.insert()
     other_writer.insert()
@@ -205,7 +199,7 @@ def test_a_savepoint_rolled_back_is_a_number_lost_and_no_reason_to_skip_another(
 
 
 def test_a_transaction_prepared_for_two_phase_commit_is_still_under_way_under_another_name():
-    from coupon_clock.infrastructure.event_store.subscription import still_writing
+    from coupon_clock.infrastructure.event_store.log_reader import still_writing
 
     assert still_writing(frozenset({"3/17"}), frozenset({"3/17", "4/1"})) == {"3/17"}
     assert still_writing(frozenset({"3/17"}), frozenset({"-1/712"})) == {"-1/712"}

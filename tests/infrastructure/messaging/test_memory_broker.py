@@ -4,7 +4,7 @@ from datetime import timedelta
 import pytest
 
 from broker_contract import BrokerContract
-from coupon_clock.infrastructure.messaging.broker import MemoryBroker
+from coupon_clock.infrastructure.messaging.memory_broker import MemoryBroker
 
 
 class TestMemoryBroker(BrokerContract):

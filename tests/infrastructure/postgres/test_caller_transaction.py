@@ -14,10 +14,10 @@ from sqlalchemy import NullPool, create_engine
 from sqlalchemy.orm import Session
 
 from coupon_clock.app import Application, Settings
-from coupon_clock.domain.errors import CommandConflict, CouponError, CouponTemplateNotFound, InvalidCommand
+from coupon_clock.domain.errors import CommandConflict, CouponClockError, CouponTemplateNotFound, InvalidCommand
 from coupon_clock.domain.events import Ended
 from coupon_clock.infrastructure.postgres.caller_transaction import UnusableTransaction
-from coupon_clock.infrastructure.postgres.pool import DatabaseUnavailable, TimedOut
+from coupon_clock.infrastructure.postgres.errors import DatabaseUnavailable, TimedOut
 from coupon_clock.infrastructure.scheduling.alarms import Alarm
 from coupon_clock.testing import in_database
 from deadlines import eventually
@@ -347,7 +347,7 @@ def test_the_connection_is_left_as_the_caller_likes_it(live, connection):
     connection.execute("SET search_path TO pg_temp, public")
     connection.row_factory, connection.cursor_factory = dict_row, psycopg.ClientCursor
     live.execute(ending_in(3600), connection=connection)
-    with pytest.raises(CouponError):
+    with pytest.raises(CouponClockError):
         live.execute(ending_in(3600, stock=0), connection=connection)
 
     assert connection.execute("SHOW search_path").fetchone() == {"search_path": "pg_temp, public"}

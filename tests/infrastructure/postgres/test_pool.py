@@ -7,7 +7,8 @@ import pytest
 
 from coupon_clock.app import Application
 from coupon_clock.infrastructure.event_store.migrations import UnsafeLog
-from coupon_clock.infrastructure.postgres.pool import DatabaseUnavailable, TimedOut, available, connect, open_pool
+from coupon_clock.infrastructure.postgres.errors import DatabaseUnavailable, TimedOut, translate_errors
+from coupon_clock.infrastructure.postgres.pool import connect, open_pool
 from coupon_clock.infrastructure.settings import Settings
 from coupon_clock.local_servers.postgres import LocalPostgres
 
@@ -37,7 +38,7 @@ def test_connections_that_a_restarted_server_forgot_are_replaced_unseen(own_serv
         own_server.kill()
         own_server.start()
         for _ in range(5):
-            with available(), pool.connection() as connection:
+            with translate_errors(), pool.connection() as connection:
                 connection.execute("SELECT 1")
 
 
@@ -47,19 +48,19 @@ def test_a_pool_whose_server_came_back_as_a_standby_refuses_and_says_why(own_ser
         own_server.stop()
         (own_server.data / "standby.signal").touch()
         own_server.start()
-        with pytest.raises(UnsafeLog, match="standby"), available(), pool.connection():
+        with pytest.raises(UnsafeLog, match="standby"), translate_errors(), pool.connection():
             pass
 
         with psycopg.connect(own_server.url) as connection:
             connection.execute("SELECT pg_promote()")
-        with available(), pool.connection() as connection:
+        with translate_errors(), pool.connection() as connection:
             connection.execute("SELECT 1")
 
 
 def test_a_statement_that_takes_too_long_is_told_apart_from_a_server_that_is_away(settings):
     with connect(settings) as connection:
         connection.execute("SET statement_timeout = '1ms'")
-        with pytest.raises(TimedOut), available():
+        with pytest.raises(TimedOut), translate_errors():
             connection.execute("SELECT pg_sleep(10)")
 
 

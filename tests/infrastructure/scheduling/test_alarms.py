@@ -10,7 +10,7 @@ from psycopg import Connection
 
 from coupon_clock.infrastructure.postgres.pool import connect
 from coupon_clock.infrastructure.scheduling.alarms import Alarm, Alarms
-from coupon_clock.testing import TurnedApplication
+from coupon_clock.testing import TestApplication
 from examples import EVENING, MORNING, NOON, a_template, change
 
 HOURS = timedelta(hours=1)
@@ -18,7 +18,7 @@ BEFORE_ALL = Alarm(UUID(int=0), datetime(1, 1, 1, tzinfo=UTC))
 
 
 @pytest.fixture
-def alarms(app: TurnedApplication) -> Alarms:
+def alarms(app: TestApplication) -> Alarms:
     return Alarms(app.pool)
 
 
@@ -29,7 +29,7 @@ def connection(settings) -> Iterator[Connection]:
         yield connection
 
 
-def given(app: TurnedApplication, *ends: datetime) -> list[Alarm]:
+def given(app: TestApplication, *ends: datetime) -> list[Alarm]:
     templates = [a_template(valid_until=end) for end in ends]
     app.execute_many(templates)
     return [Alarm(template.template_id, template.valid_until) for template in templates]

@@ -7,14 +7,15 @@ import pytest
 
 from coupon_clock.domain.errors import OutcomeUnknown
 from coupon_clock.domain.events import Ended
-from coupon_clock.infrastructure.messaging.broker import Delivery, MemoryBroker
+from coupon_clock.infrastructure.messaging.broker import Delivery
+from coupon_clock.infrastructure.messaging.memory_broker import MemoryBroker
 from coupon_clock.infrastructure.messaging.messages import ExpiryDue, to_wire
 from coupon_clock.infrastructure.messaging.rejected import RejectedMessages
-from coupon_clock.infrastructure.postgres.pool import DatabaseUnavailable
+from coupon_clock.infrastructure.postgres.errors import DatabaseUnavailable
 from coupon_clock.infrastructure.scheduling.alarms import Alarms
-from coupon_clock.infrastructure.scheduling.due_result import TryAgain
+from coupon_clock.infrastructure.scheduling.due_result import Retry
 from coupon_clock.infrastructure.scheduling.expiry_consumer import ExpiryConsumer
-from coupon_clock.testing import TurnedApplication
+from coupon_clock.testing import TestApplication
 from examples import EVENING, MICROSECOND, NOON, SHOP, a_template, change
 
 NOW = timedelta(0)
@@ -43,17 +44,17 @@ def inbox() -> Inbox:
 
 
 @pytest.fixture
-def consumer(app: TurnedApplication, inbox: Inbox) -> ExpiryConsumer:
+def consumer(app: TestApplication, inbox: Inbox) -> ExpiryConsumer:
     return consumer_of(app, inbox)
 
 
-def consumer_of(app: TurnedApplication, inbox: Inbox, look_at=None, max_held: int = 100) -> ExpiryConsumer:
+def consumer_of(app: TestApplication, inbox: Inbox, handle_due=None, max_held: int = 100) -> ExpiryConsumer:
     return ExpiryConsumer(
         inbox,
         Alarms(app.pool),
         RejectedMessages(app.pool),
-        look_at or app.clockwork.look_at,
-        app.clockwork.clock,
+        handle_due or app.runtime.handle_due,
+        app.runtime.clock,
         LEAD,
         max_held,
     )
@@ -63,11 +64,11 @@ def due(template, at=None) -> bytes:
     return to_wire(ExpiryDue(template.template_id, at or template.valid_until))
 
 
-def is_ended(app: TurnedApplication, template) -> bool:
+def is_ended(app: TestApplication, template) -> bool:
     return isinstance(app.history(SHOP, template.template_id)[-1].event, Ended)
 
 
-def turn(app: TurnedApplication, at) -> None:
+def turn(app: TestApplication, at) -> None:
     app.clock.set(at)
     app.store.learn_time()
 
@@ -189,15 +190,15 @@ def test_receiving_pauses_while_there_is_no_room(app, inbox):
 def test_while_postgresql_is_away_nothing_is_acknowledged_and_receiving_pauses(app, inbox):
     away = True
 
-    def look_at(stream_ids, cause):
+    def handle_due(stream_ids, cause):
         if away:
             raise DatabaseUnavailable("it restarts")
-        return app.clockwork.look_at(stream_ids, cause)
+        return app.runtime.handle_due(stream_ids, cause)
 
     template = a_template(valid_until=NOON)
     app.execute(template)
     turn(app, EVENING)
-    consumer = consumer_of(app, inbox, look_at)
+    consumer = consumer_of(app, inbox, handle_due)
     inbox.bodies = [due(template)]
     consumer.receive(NOW)
 
@@ -214,16 +215,16 @@ def test_while_postgresql_is_away_nothing_is_acknowledged_and_receiving_pauses(a
 
 
 def test_one_stream_that_cannot_be_looked_at_now_stops_neither_the_others_nor_receiving(app, inbox):
-    def look_at(stream_ids, cause):
+    def handle_due(stream_ids, cause):
         return [
-            TryAgain(OutcomeUnknown(uuid4())) if stream_id == bad.template_id else answer
-            for stream_id, answer in zip(stream_ids, app.clockwork.look_at(stream_ids, cause), strict=True)
+            Retry(OutcomeUnknown(uuid4())) if stream_id == bad.template_id else answer
+            for stream_id, answer in zip(stream_ids, app.runtime.handle_due(stream_ids, cause), strict=True)
         ]
 
     bad, good, later = (a_template(valid_until=NOON) for _ in range(3))
     app.execute_many([good, later])
     turn(app, EVENING)
-    consumer = consumer_of(app, inbox, look_at)
+    consumer = consumer_of(app, inbox, handle_due)
     inbox.bodies = [due(bad), due(good)]
     consumer.receive(NOW)
 

@@ -1,4 +1,4 @@
-"""The sweep ends what is overdue, with no broker and no read model, and one bad stream never hides the rest."""
+"""The reconciler ends what is overdue, with no broker and no read model, and one bad stream never hides the rest."""
 
 from datetime import timedelta
 from uuid import uuid4
@@ -7,17 +7,17 @@ import psycopg
 
 from coupon_clock.domain.events import Ended
 from coupon_clock.infrastructure.scheduling.reconciler import Reconciler
-from coupon_clock.testing import TurnedApplication
+from coupon_clock.testing import TestApplication
 from examples import MORNING, NOON, SHOP, a_template
 
 GRACE = timedelta(seconds=1)
 
 
-def reconciler(app: TurnedApplication) -> Reconciler:
-    return Reconciler(app.clockwork.alarms, app.clockwork.look_at, GRACE)
+def reconciler(app: TestApplication) -> Reconciler:
+    return Reconciler(app.runtime.alarms, app.runtime.handle_due, GRACE)
 
 
-def is_ended(app: TurnedApplication, template) -> bool:
+def is_ended(app: TestApplication, template) -> bool:
     return isinstance(app.history(SHOP, template.template_id)[-1].event, Ended)
 
 

@@ -4,9 +4,10 @@ from datetime import timedelta
 
 import pytest
 
-from coupon_clock.infrastructure.messaging.broker import BrokerUnavailable, MemoryBroker, PartlyStored, Unreachable
+from coupon_clock.infrastructure.messaging.broker import BrokerUnavailable, PartlyStored, Unreachable
+from coupon_clock.infrastructure.messaging.memory_broker import MemoryBroker
 from coupon_clock.infrastructure.scheduling.relay import Relay
-from coupon_clock.testing import TurnedApplication
+from coupon_clock.testing import TestApplication
 from examples import EVENING, NOON, a_template, change, terminate
 
 LEAD = timedelta(seconds=10)
@@ -29,11 +30,11 @@ class Outbox(MemoryBroker):
         self.sent += [(message.stream_id, message.due_at) for message in messages]
 
 
-def relay_to(app: TurnedApplication, outbox: Outbox) -> Relay:
-    return Relay(app.clockwork.alarms, outbox, app.clockwork.clock, LEAD)
+def relay_to(app: TestApplication, outbox: Outbox) -> Relay:
+    return Relay(app.runtime.alarms, outbox, app.runtime.clock, LEAD)
 
 
-def turn(app: TurnedApplication, at) -> None:
+def turn(app: TestApplication, at) -> None:
     app.clock.set(at)
     app.store.learn_time()
 
@@ -118,7 +119,7 @@ def test_of_what_was_sent_only_what_is_missing_is_sent_again_and_at_once(app, fo
 def test_what_a_dead_relay_had_claimed_is_sent_once_its_lease_is_over(app):
     app.execute(a_template(valid_until=NOON))
     turn(app, NOON - timedelta(minutes=10))
-    app.clockwork.alarms.claim(ahead=timedelta(hours=1), limit=10)
+    app.runtime.alarms.claim(ahead=timedelta(hours=1), limit=10)
     relay = relay_to(app, Outbox(forgets=False))
     assert not relay.run_once()
 

@@ -9,9 +9,9 @@ import pytest
 from msgspec.structs import replace
 
 from coupon_clock.domain.events import Event
-from coupon_clock.infrastructure.messaging.broker import MemoryBroker
+from coupon_clock.infrastructure.messaging.memory_broker import MemoryBroker
 from coupon_clock.infrastructure.messaging.messages import ExpiryDue
-from coupon_clock.testing import TurnedApplication, given, throw_away_database, turned_application
+from coupon_clock.testing import TestApplication, given, open_test_application, throw_away_database
 from examples import EVENING, MORNING, NOON, SHOP, a_template, change, terminate
 
 MINUTE = timedelta(minutes=1)
@@ -66,9 +66,9 @@ class AWeekLate:
         return []
 
 
-def live(app: TurnedApplication, broker: Unruly) -> None:
+def live(app: TestApplication, broker: Unruly) -> None:
     """Some end at noon and after, some are moved either way, some are terminated; a minute at a time."""
-    app.ticks[0] = app.clockwork.parts(broker).run_once
+    app.ticks[0] = app.runtime.parts(broker).run_once
     templates = [a_template(template_id=UUID(int=100 + n), valid_until=NOON + n * MINUTE) for n in range(12)]
     given(app, *templates)
     app.run_due()
@@ -83,17 +83,17 @@ def live(app: TurnedApplication, broker: Unruly) -> None:
     app.run_due()
 
 
-def final_state(app: TurnedApplication) -> list[list[Event]]:
+def final_state(app: TestApplication) -> list[list[Event]]:
     return [[envelope.event for envelope in app.history(SHOP, UUID(int=100 + n))] for n in range(12)]
 
 
-def then_a_new_one_ends_by_its_message(app: TurnedApplication, broker: Unruly) -> None:
+def then_a_new_one_ends_by_its_message(app: TestApplication, broker: Unruly) -> None:
     broker.trouble = list
     template = a_template(valid_from=EVENING, valid_until=EVENING + WEEK + 2 * MINUTE)
     given(app, template)
     app.clock.set(template.valid_until)
-    app.clockwork.store.learn_time()
-    parts = app.clockwork.parts(broker)
+    app.runtime.store.learn_time()
+    parts = app.runtime.parts(broker)
     parts.relay.run_once()
     parts.consumer.run_once()
     assert app.history(SHOP, template.template_id)[-1].cause == "message"
@@ -101,7 +101,7 @@ def then_a_new_one_ends_by_its_message(app: TurnedApplication, broker: Unruly) -
 
 @pytest.fixture(scope="module")
 def undisturbed(postgres) -> list[list[Event]]:
-    with throw_away_database(postgres.url) as url, turned_application(url, MORNING) as app:
+    with throw_away_database(postgres.url) as url, open_test_application(url, MORNING) as app:
         live(app, Unruly(list))
         return final_state(app)
 

@@ -8,18 +8,18 @@ import pytest
 
 from coupon_clock.domain.events import Ended, EndReason, Event, StockIncreased
 from coupon_clock.infrastructure.event_store.store import Append, Record
-from coupon_clock.testing import TurnedApplication
+from coupon_clock.testing import TestApplication
 from examples import EVENING, MICROSECOND, NOON, SHOP, a_template, terminate
 
 
-def append(app: TurnedApplication, template, version: int, event: Event, at=EVENING, **alarm) -> None:
+def append(app: TestApplication, template, version: int, event: Event, at=EVENING, **alarm) -> None:
     """Past every rule, as a foreign writer could."""
     record = Record(event, at, uuid4())
     app.store.append([Append(template.template_id, version, [record], **alarm)])
 
 
 @pytest.fixture
-def ended(app: TurnedApplication) -> object:
+def ended(app: TestApplication) -> object:
     """A template that expired at NOON."""
     template = a_template(valid_until=NOON)
     app.execute(template)
@@ -28,7 +28,7 @@ def ended(app: TurnedApplication) -> object:
     return template
 
 
-def whats(app: TurnedApplication) -> list[str]:
+def whats(app: TestApplication) -> list[str]:
     return [violation.what for violation in app.check().violations]
 
 

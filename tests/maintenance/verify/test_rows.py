@@ -4,12 +4,12 @@ from datetime import timedelta
 from uuid import UUID
 
 import pytest
-from history import given_a_history, run_sql
 
 from coupon_clock.maintenance import repair as alarm_table
 from coupon_clock.maintenance.verify.rows import NotInParts, Part
 from coupon_clock.projections.registry import UnknownProjection
 from examples import EVENING, NOON, SHOP, a_template, terminate
+from history import given_a_history, run_sql
 
 
 def differences(app, name: str | None = None, **part):

@@ -4,7 +4,6 @@ from uuid import uuid4
 
 import psycopg
 import pytest
-from history import append_unreadable, run_sql, value
 
 from coupon_clock.domain.events import StockIncreased
 from coupon_clock.infrastructure.event_store.store import Append, Record, UnreadableEvent
@@ -15,6 +14,7 @@ from coupon_clock.projections.engine.projection import ReadModelOutdated, ReadMo
 from coupon_clock.projections.engine.projector import Projector, Standing
 from coupon_clock.projections.registry import PROJECTIONS
 from examples import EVENING, NOON, SHOP, a_template, increase
+from history import append_unreadable, run_sql, value
 
 
 @pytest.fixture

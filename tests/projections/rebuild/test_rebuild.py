@@ -12,8 +12,6 @@ from typing import Any
 
 import psycopg
 import pytest
-from history import append_unreadable, given_a_history, rows, run_sql, value
-from rebuild_killed import STEPS
 
 from coupon_clock.app import Application
 from coupon_clock.infrastructure.event_store.store import UnreadableEvent
@@ -36,7 +34,10 @@ from coupon_clock.projections.rebuild.swap import OldTableInUse, swap
 from coupon_clock.projections.registry import PROJECTIONS
 from deadlines import eventually
 from examples import EVENING, SHOP, a_template, increase
+from history import append_unreadable, given_a_history, rows, run_sql, value
+from rebuild_killed import STEPS
 
+KILLED = Path(__file__).parents[2] / "rebuild_killed.py"
 NAMES = [projection.name for projection in PROJECTIONS]
 RESUME = RebuildOptions(resume=True)
 IN_REPLAY = ("claiming", "noting a chunk as done", "writing a chunk", "replaying", "indexing")
@@ -138,7 +139,7 @@ def test_a_rehearsal_reads_everything_and_writes_nothing(app, database_url):
     spoil(database_url, "coupon_template")
     before = rows(database_url), tables(database_url)
 
-    counted = {name: app.rehearse(name).rows for name in NAMES}
+    counted = {name: app.dry_run(name).rows for name in NAMES}
 
     assert counted == {name: len(rows(database_url, name)) for name in NAMES}
     assert (rows(database_url), tables(database_url)) == before
@@ -281,7 +282,7 @@ def test_killed_after_any_step_nothing_live_changed_and_it_can_be_gone_on_with(a
     spoil(database_url, name)
 
     died = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("rebuild_killed.py")), step, name],
+        [sys.executable, str(KILLED), step, name],
         env=os.environ | {"COUPON_CLOCK_DATABASE_URL": database_url},
         check=False,
     )

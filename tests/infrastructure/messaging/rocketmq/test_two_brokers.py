@@ -112,7 +112,7 @@ def test_templates_end_once_and_on_time_while_one_is_killed(cluster: LocalRocket
         eventually(lambda: app.check().ended == {"expired": 24})
         report = app.check()
         assert not report.found_something
-        assert {cause_of_end(app, template) for template in before} == {"message", "sweep"}
+        assert {cause_of_end(app, template) for template in before} == {"message", "reconciler"}
 
 
 @contextmanager
@@ -155,7 +155,7 @@ def routed(settings: Settings) -> set[str]:
     connection = Connection.for_receiving(Access.of(settings))
     try:
         connection.start()
-        return {lane.broker for lane in connection.lanes()}
+        return {route.broker for route in connection.routes()}
     finally:
         connection.close()
 

@@ -1,0 +1,46 @@
+"""What is decided, apart from where it is stored: the contract between a kind of stream and what runs it."""
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Generic, Protocol, TypeVar
+from uuid import UUID
+
+from msgspec import Struct
+
+
+class AnyCommand(Protocol):
+    @property
+    def command_id(self) -> UUID: ...
+    @property
+    def actor(self) -> str | None: ...
+    @property
+    def expected_version(self) -> int | None: ...
+
+
+Event = TypeVar("Event")
+State = TypeVar("State")
+Command = TypeVar("Command", bound=AnyCommand)
+
+
+class Decider(Struct, Generic[State, Command, Event], frozen=True, kw_only=True):
+    """The pure core of one kind of stream.
+
+    `stream_field`: the field of every command that names its stream, by a UUID.
+    `decide`: the events that a command leads to at that time (aware UTC), none when it is already so; or raises.
+    `has_content_of`: whether these events, stored under the command's id, are what this command would have led to.
+    `due_at`: when the stream is to be looked at, None for never; `due_command`: the command that looks. It must lead to
+    an event when decided at or after that time, be harmless before, and have a command_id of its own each time.
+    `admit`: refuses what the sender may not see, before anything else; by default all may see all.
+    """
+
+    stream_field: str
+    decide: Callable[[State | None, Command, datetime], list[Event]]
+    evolve: Callable[[State | None, Event], State]
+    has_content_of: Callable[[Sequence[Event], Command], bool]
+    due_at: Callable[[State], datetime | None]
+    due_command: Callable[[UUID], Command]
+    admit: Callable[[State | None, Command], None] = lambda state, command: None
+
+    def stream_id(self, command: Command) -> UUID:
+        stream_id: UUID = getattr(command, self.stream_field, None)  # type: ignore[assignment]
+        return stream_id

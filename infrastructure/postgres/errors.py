@@ -1,0 +1,49 @@
+"""What can be wrong with PostgreSQL, and psycopg's exceptions turned into it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import psycopg
+from psycopg.errors import LockNotAvailable, QueryCanceled
+from psycopg_pool import PoolClosed, PoolTimeout
+
+from coupon_clock.domain.errors import CouponClockError
+
+MAY_BE_ABSENCE = (psycopg.OperationalError, psycopg.InterfaceError, psycopg.InternalError, psycopg.ProgrammingError)
+TIME_IS_UP = (QueryCanceled, LockNotAvailable)
+
+
+@dataclass(eq=False)
+class DatabaseUnavailable(CouponClockError):
+    """PostgreSQL cannot be used, and nothing was changed: {reason}. Check COUPON_CLOCK_DATABASE_URL and the server."""
+
+    reason: str
+
+
+class TimedOut(DatabaseUnavailable):
+    """PostgreSQL took too long, and nothing was changed: {reason}."""
+
+
+@contextmanager
+def translate_errors() -> Iterator[None]:
+    """Turns what psycopg says when PostgreSQL is away into DatabaseUnavailable: for reads, which may be repeated."""
+    try:
+        yield
+    except (*MAY_BE_ABSENCE, PoolClosed) as error:
+        if not _is_absence(error):
+            raise
+        failure = TimedOut if isinstance(error, TIME_IS_UP) else DatabaseUnavailable
+        raise failure(first_line(error)) from error
+
+
+def _is_absence(error: Exception) -> bool:
+    """No answer from a server, or one that says it is not to be used now; an unusable URL has no SQLSTATE either."""
+    state = getattr(error, "sqlstate", None)
+    return state is None or state[:2] in ("08", "25", "28", "3D", "40", "53", "55", "57")
+
+
+def first_line(error: Exception) -> str:
+    if isinstance(error, PoolTimeout):
+        return "no connection became free in time"
+    return str(error).strip().partition("\n")[0] or type(error).__name__
