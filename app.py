@@ -51,12 +51,11 @@ from coupon_clock.infrastructure.event_store.store import Envelope
 from coupon_clock.infrastructure.loop import Counts, Loop, join, start
 from coupon_clock.infrastructure.messaging.broker import Broker
 from coupon_clock.infrastructure.messaging.rejected import Rejected
-from coupon_clock.infrastructure.postgres.errors import translate_errors
-from coupon_clock.infrastructure.postgres.pool import connect
+from coupon_clock.infrastructure.postgres.database import Schema, connect
 from coupon_clock.infrastructure.scheduling.due_result import DueResult
 from coupon_clock.infrastructure.scheduling.expiry_consumer import ExpiryConsumer
 from coupon_clock.infrastructure.settings import Settings
-from coupon_clock.maintenance.repair import mend_alarms
+from coupon_clock.maintenance.repair import repair_alarms
 from coupon_clock.maintenance.verify.promise import Report, check
 from coupon_clock.maintenance.verify.rows import ALARM, Part, verify
 from coupon_clock.maintenance.verify.stored_rows import Difference
@@ -125,7 +124,7 @@ class Application:
     def __init__(self, templates: Runtime[CouponTemplate, Command, Event]) -> None:
         self.runtime = templates
         self.settings = templates.settings
-        self.pool = templates.pool
+        self.database = templates.database
         self.store = templates.store
 
     @classmethod
@@ -137,9 +136,10 @@ class Application:
     def migrate(settings: Settings) -> list[int]:
         """Makes or updates the tables; answers with the numbers of the migrations that ran."""
         numbers = Runtime.migrate(settings)
+        schema = Schema(settings.database_schema)
         with connect(settings) as connection:
             for projection in PROJECTIONS:
-                tables.create(connection, projection)
+                tables.create(connection, schema, projection)
         return numbers
 
     def __enter__(self) -> Self:
@@ -182,7 +182,7 @@ class Application:
         Raises CouponTemplateNotFound, InvalidCommand, ReadModelBehind, ReadModelOutdated, DatabaseUnavailable.
         """
         with self._rows_at(TEMPLATE_ROWS, at_least, timeout) as connection:
-            view = read_model.find(connection, shop_number, template_id)
+            view = read_model.find(connection, self.database.schema, shop_number, template_id)
         if view is None:
             raise CouponTemplateNotFound(template_id, shop_number)
         return view
@@ -201,7 +201,7 @@ class Application:
         Raises InvalidCommand, ReadModelBehind, ReadModelOutdated, DatabaseUnavailable.
         """
         with self._rows_at(TEMPLATE_ROWS, at_least, timeout) as connection:
-            return read_model.page(connection, shop_number, filters, after, limit)
+            return read_model.page(connection, self.database.schema, shop_number, filters, after, limit)
 
     def shop_months(
         self,
@@ -216,7 +216,7 @@ class Application:
         Raises InvalidCommand, ReadModelBehind, ReadModelOutdated, DatabaseUnavailable.
         """
         with self._rows_at(SHOP_MONTHS, at_least, timeout) as connection:
-            return shop_months.page(connection, shop_number, before, limit)
+            return shop_months.page(connection, self.database.schema, shop_number, before, limit)
 
     def history(self, shop_number: int, template_id: UUID) -> list[Envelope[Event]]:
         """All that happened to a template, oldest first.
@@ -262,18 +262,18 @@ class Application:
         Raises UnknownProjection, RebuildRunning, ShadowOfOtherFold, SwapBlocked, UnreadableEvent, DatabaseUnavailable;
         the live rows are then as they were.
         """
-        return rebuild(self.settings, self.pool, self.store, projection_named(name), options, progress)
+        return rebuild(self.store, projection_named(name), options, progress)
 
     def dry_run(self, name: str = TEMPLATE_ROWS.name, progress: Progress = in_silence) -> DryRun:
         """Reads and folds what a rebuild would, and writes nothing. Raises as `rebuild` does."""
-        return dry_run(self.settings, self.store, projection_named(name), progress)
+        return dry_run(self.store, projection_named(name), progress)
 
-    def mend_alarms(self) -> int:
+    def repair_alarms(self) -> int:
         """Brings the alarm table in place to what the log says; answers how many alarms were wrong.
 
         Raises UnreadableEvent, DatabaseUnavailable.
         """
-        return mend_alarms(self.settings, self.pool, self.store)
+        return repair_alarms(self.store)
 
     def verify(self, name: str | None = None, part: Part = ALL_STREAMS) -> Iterator[Difference]:
         """Every difference between the log and what derives from it, in one snapshot: the projection `name`, or
@@ -282,11 +282,11 @@ class Application:
         Raises UnknownProjection, NotInParts, ReadModelOutdated, UnreadableEvent, DatabaseUnavailable.
         """
         if name == ALARM:
-            return verify(self.settings, self.store, [], True, part)
+            return verify(self.store, [], True, part)
         if name is not None:
-            return verify(self.settings, self.store, [projection_named(name)], False, part)
+            return verify(self.store, [projection_named(name)], False, part)
         projections = [p for p in PROJECTIONS if part.is_all or p.one_row_a_stream]
-        return verify(self.settings, self.store, projections, True, part)
+        return verify(self.store, projections, True, part)
 
     def check(self) -> Report:
         """Proves from the log alone that what ended did so once, last and not early, and says how late.
@@ -294,7 +294,7 @@ class Application:
         Raises DatabaseUnavailable, UnreadableEvent.
         """
         overdue_after = self.settings.reconcile_grace + self.settings.reconcile_interval
-        return check(self.settings, self.store, timedelta(seconds=overdue_after))
+        return check(self.store, timedelta(seconds=overdue_after))
 
     # ── the messages ─────────────────────────────────────────────────────────────────────────────
 
@@ -336,7 +336,7 @@ class Application:
 
     def projectors(self) -> list[Projector]:
         """One for each projection; each has a `run_once`."""
-        return [Projector(self.pool, self.store, projection) for projection in PROJECTIONS]
+        return [Projector(self.store, projection) for projection in PROJECTIONS]
 
     @contextmanager
     def _projecting(self, consumer: ExpiryConsumer) -> Iterator[None]:
@@ -371,8 +371,8 @@ class Application:
         """Once they are that far; no connection is held meanwhile. Raises ReadModelBehind, ReadModelOutdated."""
         deadline = monotonic() + timeout
         while True:
-            with translate_errors(), self.pool.connection() as connection:
-                position = rows_are_at(connection, projection)
+            with self.database.connection() as connection:
+                position = rows_are_at(connection, self.database.schema, projection)
                 if at_least is None or position >= at_least:
                     yield connection
                     return

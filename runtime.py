@@ -21,10 +21,11 @@ from coupon_clock.domain.decider import Command, Decider, Event, State
 from coupon_clock.domain.errors import CouponClockError, OutcomeUnknown
 from coupon_clock.infrastructure import telemetry
 from coupon_clock.infrastructure.command_handling.handler import Executed, Execution, Overtaken
-from coupon_clock.infrastructure.event_store import migrations as schema
-from coupon_clock.infrastructure.event_store.migrations import UnsafeLog
+from coupon_clock.infrastructure.event_store import migrations
+from coupon_clock.infrastructure.event_store.cluster_identity import failover_detected, remember_cluster
+from coupon_clock.infrastructure.event_store.safety import UnsafeLog
 from coupon_clock.infrastructure.event_store.store import Cause, Envelope, EventStore
-from coupon_clock.infrastructure.event_store.subscription import Batch, Follower
+from coupon_clock.infrastructure.event_store.subscription import Batch, Subscription
 from coupon_clock.infrastructure.loop import Counts, Loop, join, start
 from coupon_clock.infrastructure.messaging.broker import Broker
 from coupon_clock.infrastructure.messaging.memory_broker import MemoryBroker
@@ -32,8 +33,8 @@ from coupon_clock.infrastructure.messaging.messages import ExpiryDue, Unreadable
 from coupon_clock.infrastructure.messaging.rejected import Rejected, RejectedMessages
 from coupon_clock.infrastructure.notifier import Notifier
 from coupon_clock.infrastructure.postgres.caller_transaction import enlist
-from coupon_clock.infrastructure.postgres.errors import DatabaseUnavailable, translate_errors
-from coupon_clock.infrastructure.postgres.pool import Pool, connect, open_pool
+from coupon_clock.infrastructure.postgres.database import Database, Schema, connect
+from coupon_clock.infrastructure.postgres.errors import DatabaseUnavailable
 from coupon_clock.infrastructure.postgres.server_clock import ServerClock
 from coupon_clock.infrastructure.scheduling.alarms import Alarms
 from coupon_clock.infrastructure.scheduling.due_result import Completed, DueResult, Failed, NotDue, Retry
@@ -98,16 +99,14 @@ class Parts(Struct, frozen=True):
 class Runtime(Generic[State, Command, Event]):
     """Safe to use from several threads. `stored_type`: the union of all event shapes in the log (docs/events.md)."""
 
-    def __init__(
-        self, settings: Settings, pool: Pool, decider: Decider[State, Command, Event], stored_type: Any
-    ) -> None:
-        self.settings = settings
-        self.pool = pool
+    def __init__(self, database: Database, decider: Decider[State, Command, Event], stored_type: Any) -> None:
+        self.settings = database.settings
+        self.database = database
         self.decider = decider
         self.clock = ServerClock()
-        self.store: EventStore[Event] = EventStore(pool, self.clock, stored_type)
-        self.alarms = Alarms(pool)
-        self.rejected = RejectedMessages(pool)
+        self.store: EventStore[Event] = EventStore(database, self.clock, stored_type)
+        self.alarms = Alarms(database)
+        self.rejected = RejectedMessages(database)
         self.log_grew = Notifier()
         self._alarms_changed = Notifier()
         self._execution = Execution(self.store, decider, self._appended)
@@ -116,12 +115,12 @@ class Runtime(Generic[State, Command, Event]):
     @classmethod
     def open(cls, settings: Settings, decider: Decider[State, Command, Event], stored_type: Any) -> Self:
         """Checks the schema; starts nothing. Raises UnusableSettings, DatabaseUnavailable, SchemaMissing, UnsafeLog."""
-        pool = open_pool(settings)
+        database = migrations.open_database(settings)
         try:
-            runtime = cls(settings, pool, decider, stored_type)
+            runtime = cls(database, decider, stored_type)
             runtime._begin()
         except BaseException:
-            pool.close()
+            database.close()
             raise
         return runtime
 
@@ -129,7 +128,7 @@ class Runtime(Generic[State, Command, Event]):
     def migrate(settings: Settings) -> list[int]:
         """Makes or updates log, alarms and what goes with them; answers with the migrations that ran."""
         with connect(settings) as connection:
-            return schema.migrate(connection)
+            return migrations.migrate(connection, Schema(settings.database_schema))
 
     def __enter__(self) -> Self:
         return self
@@ -142,7 +141,7 @@ class Runtime(Generic[State, Command, Event]):
     def close(self) -> None:
         """Ends what follows and closes all connections; a `with` block does it by itself."""
         self._closing.set()
-        self.pool.close()
+        self.database.close()
 
     # ── commands ─────────────────────────────────────────────────────────────────────────────────
 
@@ -154,7 +153,7 @@ class Runtime(Generic[State, Command, Event]):
         """
         if connection is None:
             return self._execution.execute(command)
-        with enlist(connection, self.settings.database_schema) as lent:
+        with enlist(connection, self.database.schema, "event") as lent:
             return Execution(self.store.over(lent), self.decider, no_notifier).execute(command)
 
     def execute_many(
@@ -181,10 +180,10 @@ class Runtime(Generic[State, Command, Event]):
 
         def deliver(batch: Batch[Event]) -> None:
             handler(batch.envelopes)
-            with translate_errors(), self.pool.connection() as connection:
+            with self.database.connection() as connection:
                 batch.advance(connection)
 
-        follower = Follower(self.pool, self.store, name, deliver, batch, start)
+        follower = Subscription(self.store, name, deliver, batch, start)
         wait = follower.paced(self.log_grew.subscribe())
         Loop(name, follower.run_once, FOLLOW_POLL_S, wait).run_forever(stop or self._closing)
         if not self._closing.is_set():
@@ -258,13 +257,14 @@ class Runtime(Generic[State, Command, Event]):
 
     def _begin(self) -> None:
         """Checks the schema. After a restore or a failover, when the broker may lack what was sent, arms all again."""
-        with translate_errors(), self.pool.connection() as connection:
-            schema.check(connection)
+        schema = self.database.schema
+        with self.database.connection() as connection:
+            migrations.check(connection, schema)
             self.store.learn_time()
-            if schema.failover_detected(connection):
+            if failover_detected(connection, schema):
                 rearmed = self.rearm(lambda done: None)
                 log.warning("the log was restored or failed over", action="rearm", alarms=rearmed)
-            schema.remember_cluster(connection)
+            remember_cluster(connection, schema)
 
     def _receivers(self, parts: Parts, broker: Broker, stop: StopEvent) -> list[Loop]:
         return [Loop("consumer", parts.consumer.receive, 0, stop.wait) for _ in range(broker.receivers)]

@@ -29,7 +29,7 @@ from psycopg.rows import TupleRow
 from coupon_clock.app import Application, CreateCouponTemplate, Outcome, Settings, TerminateCouponTemplate
 from coupon_clock.domain.events import Event, StockIncreased
 from coupon_clock.infrastructure.event_store.log_reader import LogReader
-from coupon_clock.infrastructure.event_store.store import Append, EventStore, Record
+from coupon_clock.infrastructure.event_store.store import Append, EventStore, NewEvent
 from coupon_clock.testing import throw_away_database
 
 THREADS = 16
@@ -39,10 +39,10 @@ STATE = b"s" * 420  # a Created has about that size
 DUE_AT = datetime(2100, 1, 1, tzinfo=UTC)
 
 FILL = """
-INSERT INTO coupon_template_events (originator_id, originator_version, topic, state)
+INSERT INTO coupon_clock.event (originator_id, originator_version, topic, state)
 SELECT gen_random_uuid(), 1, 'CouponTemplate.Created', %s FROM generate_series(1, %s)
 """
-HOLD = "INSERT INTO coupon_template_events (originator_id, originator_version, topic, state) VALUES (%s, 1, 't', 's')"
+HOLD = "INSERT INTO coupon_clock.event (originator_id, originator_version, topic, state) VALUES (%s, 1, 't', 's')"
 
 
 def main() -> int:
@@ -93,8 +93,8 @@ def times(name: str, value: float, reference: float, least: float | None = None)
 
 
 def one_event(due_at: datetime | UnsetType) -> Append[Event]:
-    record: Record[Event] = Record(StockIncreased(1, 1), DUE_AT, uuid4(), "command", STATE[:300].decode())
-    return Append(uuid4(), 0, [record], due_at)
+    event: NewEvent[Event] = NewEvent(StockIncreased(1, 1), uuid4(), "command", STATE[:300].decode())
+    return Append(uuid4(), 0, [event], due_at)
 
 
 def rate(call: Callable[[], object]) -> float:
@@ -127,11 +127,19 @@ def library(server_url: str, lock_free: bool) -> Iterator[PostgresApplicationRec
         yield recorder
 
 
-def datastore(url: str, lock_free: bool) -> PostgresDatastore:
+def datastore(url: str, lock_free: bool, schema: str = "") -> PostgresDatastore:
     parts = urlsplit(url)
     (folder,) = parse_qs(parts.query)["host"]
     return PostgresDatastore(
-        parts.path[1:], folder, 5432, "postgres", "", pool_size=THREADS, max_overflow=4, enable_db_functions=lock_free
+        parts.path[1:],
+        folder,
+        5432,
+        "postgres",
+        "",
+        pool_size=THREADS,
+        max_overflow=4,
+        schema=schema,
+        enable_db_functions=lock_free,
     )
 
 
@@ -204,15 +212,15 @@ def hold(url: str, stop: Signal, chance: random.Random, end: str) -> None:
 
 
 def insert_foreign(url: str, stop: Signal) -> None:
-    with datastore(url, lock_free=True) as store:
-        recorder = PostgresApplicationRecorder(store, events_table_name="coupon_template_events")
+    with datastore(url, lock_free=True, schema="coupon_clock") as store:
+        recorder = PostgresApplicationRecorder(store, events_table_name="event")
         recorder.create_table()
         while not stop.is_set():
             recorder.insert_events([StoredEvent(uuid4(), 1, "topic", STATE)])
 
 
 def follow(app: Application, start: int, written: Signal, positions: list[int]) -> None:
-    reader = LogReader(app.pool, start)
+    reader = LogReader(app.store.recorder, start)
     while True:
         at_the_end = written.is_set()
         page = reader.page(500)
@@ -227,7 +235,7 @@ def highest(url: str) -> int:
 
 def stored_after(url: str, position: int) -> list[int]:
     with psycopg.connect(url, autocommit=True) as connection:
-        statement = "SELECT notification_id FROM coupon_template_events WHERE notification_id > %s"
+        statement = "SELECT notification_id FROM coupon_clock.event WHERE notification_id > %s"
         return [number for (number,) in connection.execute(statement, (position,))]
 
 
@@ -288,12 +296,12 @@ def one_execute(server_url: str, events: int) -> Iterator[Figure]:
 
 def fill(app: Application, events: int) -> None:
     step = 100_000
-    with app.pool.connection() as connection:
+    with app.database.connection() as connection:
         connection.execute("SET statement_timeout = 0")
         for done in range(0, events, step):
             say(f"filling the log: {done:,} of {events:,}")
             connection.execute(FILL, (STATE, min(step, events - done)))
-        connection.execute("VACUUM ANALYZE coupon_template_events")
+        connection.execute("VACUUM ANALYZE coupon_clock.event")
         connection.execute("CHECKPOINT")
         connection.execute("RESET statement_timeout")
 
@@ -306,7 +314,7 @@ def round_trips(app: Application) -> int:
             sent.append(query)
             return super().execute(query, *arguments, **options)
 
-    with app.pool.connection() as one, app.pool.connection() as two:
+    with app.database.connection() as one, app.database.connection() as two:
         connections = (one, two)
     for connection in connections:
         connection.cursor_factory = Counting

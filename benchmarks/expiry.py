@@ -21,7 +21,7 @@ from raw_rocketmq import lateness, send
 
 from coupon_clock.app import Application, Settings
 from coupon_clock.domain.events import Ended
-from coupon_clock.infrastructure.event_store.store import Append, Appended, Conflict, Record
+from coupon_clock.infrastructure.event_store.store import Append, Appended, Conflict, NewEvent
 from coupon_clock.infrastructure.loop import tune_interpreter
 from coupon_clock.infrastructure.scheduling.reconciler import Reconciler
 from coupon_clock.infrastructure.scheduling.relay import Relay
@@ -41,8 +41,8 @@ IDLE_TABLES = (
     "CREATE TABLE plain AS SELECT gen_random_uuid() AS id, now() + interval '1 day' AS valid_until, false AS ended"
     f" FROM generate_series(1, {IDLE_ALARMS})",
     "CREATE INDEX ON plain (valid_until) WHERE NOT ended",
-    "INSERT INTO alarm SELECT id, valid_until FROM plain",
-    "VACUUM ANALYZE alarm, plain",
+    "INSERT INTO coupon_clock.alarm SELECT id, valid_until FROM plain",
+    "VACUUM ANALYZE coupon_clock.alarm, plain",
 )
 IDLE_UPDATE = "UPDATE plain SET ended = true WHERE NOT ended AND valid_until <= now()"
 
@@ -178,25 +178,25 @@ class Commits:
         self.endings = 0
         self._append = app.store.append
         self._clock = psycopg.connect(app.settings.database(), autocommit=True)
-        self._noted: list[tuple[datetime, Record[Any]]] = []
+        self._noted: list[tuple[datetime, NewEvent[Any]]] = []
         app.store.append = self.append  # type: ignore[method-assign]
 
     def append(
-        self, appends: Sequence[Append[Any]], longest_wait: timedelta | None = None
+        self, appends: Sequence[Append[Any]], longest_wait: timedelta | None = None, **options: bool
     ) -> list[Appended | Conflict]:
-        answers = self._append(appends, longest_wait)
-        (now,) = self._clock.execute("SELECT coupon_clock_now()", prepare=True).fetchone() or (None,)
+        answers = self._append(appends, longest_wait, **options)
+        (now,) = self._clock.execute("SELECT coupon_clock.now_utc()", prepare=True).fetchone() or (None,)
         stored = [a for a, answer in zip(appends, answers, strict=True) if isinstance(answer, Appended)]
-        ends = [(now, append.records[-1]) for append in stored if isinstance(append.records[-1].event, Ended)]
+        ends = [(now, append.events[-1]) for append in stored if isinstance(append.events[-1].event, Ended)]
         self._noted += ends
         self.endings += len(ends)
         return answers
 
     def lateness(self) -> list[float]:
-        return [(at - record.event.ended_at).total_seconds() for at, record in self._noted]
+        return [(at - new.event.ended_at).total_seconds() for at, new in self._noted]
 
     def by_cause(self) -> dict[str, int]:
-        return Counter(record.cause for _, record in self._noted)
+        return Counter(new.cause for _, new in self._noted)
 
 
 MEASURES = {

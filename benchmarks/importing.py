@@ -25,16 +25,16 @@ from coupon_clock.domain.coupon_template import created_by
 from coupon_clock.domain.events import StoredEvent
 from coupon_clock.importing.csv_records import COLUMNS
 from coupon_clock.importing.importer import CHUNK
-from coupon_clock.infrastructure.event_store.store import Record, RecordFormat, topic
+from coupon_clock.infrastructure.event_store.store import EventFormat, topic
 from coupon_clock.testing import throw_away_database
 
 A_MILLION = 1_000_000
 LEAST = 10_000
 
-encode = RecordFormat(StoredEvent).encode
+encode = EventFormat(StoredEvent).encode
 
-COPY_EVENTS = "COPY coupon_template_events (originator_id, originator_version, topic, state) FROM STDIN"
-COPY_ALARMS = "COPY alarm (stream_id, due_at) FROM STDIN"
+COPY_EVENTS = "COPY coupon_clock.event (originator_id, originator_version, topic, state, command_id) FROM STDIN"
+COPY_ALARMS = "COPY coupon_clock.alarm (stream_id, due_at) FROM STDIN"
 
 
 def main() -> int:
@@ -107,8 +107,8 @@ def copied(connection: psycopg.Connection, templates: Sequence[CreateCouponTempl
 
 def event_row(each: CreateCouponTemplate) -> str:
     event = created_by(each)
-    state = encode(Record(event, each.valid_from, each.command_id)).hex()
-    return f"{each.template_id}\t1\t{topic(event)}\t\\\\x{state}\n"
+    state = encode(event).hex()
+    return f"{each.template_id}\t1\t{topic(event)}\t\\\\x{state}\t{each.command_id}\n"
 
 
 def alarm_row(each: CreateCouponTemplate) -> str:

@@ -40,9 +40,9 @@ ID = (
 
 # Templates are created one after the other, and each lives on for a while: so the events of a stream lie apart.
 GENERATE = f"""
-INSERT INTO coupon_template_events (originator_id, originator_version, topic, state)
+INSERT INTO coupon_clock.event (originator_id, originator_version, topic, state, recorded_at, command_id)
 SELECT {ID}::uuid, version, 'CouponTemplate.' || kind,
-       convert_to('{{"event":{{"type":"CouponTemplate.' || kind || '","shop_number":' || 1 + n %% 100 || CASE kind
+       convert_to('{{"type":"CouponTemplate.' || kind || '","shop_number":' || 1 + n %% 100 || CASE kind
            WHEN 'Created' THEN ',"template_id":"' || {ID}::uuid || '","name":"Spring sale ' || n || '","source":"shop",'
                '"target":"all_products","goods":null,"discount":{{"type":"ThresholdAmount","minimum_spend":1000,'
                '"amount_off":300}},"receive_rule":{{"limit_per_person":10,"usage_instructions":"One a person"}},'
@@ -51,7 +51,7 @@ SELECT {ID}::uuid, version, 'CouponTemplate.' || kind,
            WHEN 'StockIncreased'  THEN ',"by":50'
            WHEN 'ValidityChanged' THEN ',"valid_from":"2026-01-01T00:00:00Z","valid_until":"2026-03-01T00:00:00Z"'
            WHEN 'Ended'           THEN ',"reason":"expired","ended_at":"2026-03-01T00:00:00Z"'
-       END || '}},"recorded_at":"2026-03-01T00:00:00.004321Z","command_id":"' || gen_random_uuid() || '"}}', 'UTF8')
+       END || '}}', 'UTF8'), '2026-03-01T00:00:00.004321Z', gen_random_uuid()
   FROM (SELECT step - later AS n, version, kind
           FROM generate_series(%(first)s::bigint, %(last)s::bigint) AS step,
                (VALUES (1, 'Created', 0), (2, 'StockIncreased', 50), (3, 'ValidityChanged', 500),
@@ -62,7 +62,7 @@ SELECT {ID}::uuid, version, 'CouponTemplate.' || kind,
 
 SHOP_OF_MANY = 7
 MANY_ROWS = f"""
-INSERT INTO coupon_template
+INSERT INTO coupon_clock.coupon_template
 SELECT md5(n::text)::uuid, CASE WHEN n <= 10000 THEN {SHOP_OF_MANY} ELSE 100 + n %% 500 END, 'Sale ' || n, 'shop',
        'all_products', NULL, '{{"type": "FixedAmount", "amount_off": 1}}', '{{"limit_per_person": 1}}', '{{}}',
        '2026-01-01Z', now() + (n %% 2 * 60 - 30) * interval '1 day', 1, NULL, NULL, 1, n
@@ -70,10 +70,11 @@ SELECT md5(n::text)::uuid, CASE WHEN n <= 10000 THEN {SHOP_OF_MANY} ELSE 100 + n
 """
 
 LIMIT_OUT = """
-COPY (SELECT originator_id, originator_version, notification_id, state FROM coupon_template_events
+COPY (SELECT originator_id, originator_version, topic, state, notification_id, recorded_at, command_id, cause, actor
+        FROM coupon_clock.event
        ORDER BY originator_id, originator_version) TO STDOUT (FORMAT BINARY)
 """
-LIMIT_IN = "CREATE TABLE limit_rows AS SELECT * FROM coupon_template"
+LIMIT_IN = "CREATE TABLE limit_rows AS SELECT * FROM coupon_clock.coupon_template"
 LIMIT_INDEXES = """
 ALTER TABLE limit_rows ADD PRIMARY KEY (template_id);
 CREATE INDEX ON limit_rows (shop_number, template_id);
@@ -197,7 +198,7 @@ def longest_query(app: Application, process: subprocess.Popen[bytes]) -> float:
 def replay_without_swap(app: Application) -> None:
     rebuild.SWAP_PATIENCE_S = 0
     with psycopg.connect(app.settings.database()) as reader, suppress(rebuild.SwapBlocked):
-        reader.execute("SELECT FROM coupon_template LIMIT 1")
+        reader.execute("SELECT FROM coupon_clock.coupon_template LIMIT 1")
         app.rebuild()
 
 
@@ -213,9 +214,9 @@ def scaling(server_url: str) -> Figure:
 
 def swap_transaction(app: Application) -> float:
     """In milliseconds."""
-    with rebuild.only_rebuild(app.settings, TEMPLATE_ROWS) as connection:
+    with rebuild.only_rebuild(app.database, TEMPLATE_ROWS) as connection:
         started = perf_counter()
-        assert rebuild.swap(connection, TEMPLATE_ROWS) is not None
+        assert rebuild.swap(connection, app.database.schema, TEMPLATE_ROWS) is not None
         took = perf_counter() - started
         rebuild.clear_away(connection, TEMPLATE_ROWS, keep=False)
     return took * 1e3
@@ -242,10 +243,11 @@ SECONDS = 10
 
 def projecting(app: Application) -> Figure:
     say("projecting from the beginning")
-    with app.pool.connection() as connection:
-        connection.execute("DROP TABLE coupon_template; DELETE FROM checkpoint WHERE name = 'coupon_template'")
-        tables.create(connection, TEMPLATE_ROWS)
-    projector = Projector(app.pool, app.store, TEMPLATE_ROWS)
+    with app.database.connection() as connection:
+        connection.execute("DROP TABLE coupon_clock.coupon_template")
+        connection.execute("DELETE FROM coupon_clock.checkpoint WHERE name = 'coupon_template'")
+        tables.create(connection, app.database.schema, TEMPLATE_ROWS)
+    projector = Projector(app.store, TEMPLATE_ROWS)
     started, followed = perf_counter(), 0
     while followed < PROJECTED and (counts := projector.run_once()):
         followed += counts["followed"]
@@ -261,9 +263,9 @@ def until_visible(app: Application) -> Figure:
 
     def watch() -> None:
         while not stop.wait(0.001):
-            with app.pool.connection() as connection:
+            with app.database.connection() as connection:
                 found = connection.execute(
-                    "SELECT position FROM checkpoint WHERE name = 'coupon_template'", prepare=True
+                    "SELECT position FROM coupon_clock.checkpoint WHERE name = 'coupon_template'", prepare=True
                 ).fetchone()
             seen_at = perf_counter()
             for position in [p for p in list(committed) if found and p <= found[0] and p not in visible]:
@@ -286,10 +288,10 @@ def until_visible(app: Application) -> Figure:
 
 def paging(app: Application, rows: int) -> Iterator[Figure]:
     say(f"pages of a shop of 10,000 among {rows:,} rows")
-    with app.pool.connection() as connection:
+    with app.database.connection() as connection:
         connection.execute("SET statement_timeout = 0")
         connection.execute(MANY_ROWS, (rows,))
-        connection.execute("ANALYZE coupon_template")
+        connection.execute("ANALYZE coupon_clock.coupon_template")
     yield at_most("page, p99", p99_of_pages(app, Filters()), "ms", 5)
     yield at_most("page, active only, p99", p99_of_pages(app, Filters(state="active")), "ms", 5)
     yield at_most("page, name contains, p99", p99_of_pages(app, Filters(name_contains="99")), "ms", None)
@@ -330,7 +332,7 @@ def filled(server_url: str, events: int) -> Iterator[Application]:
                 say(f"filling the log, step {first:,} of {last:,}")
                 through = min(first + FILL - 1, last)
                 connection.execute(GENERATE, {"first": first, "last": through, "templates": templates})
-            connection.execute("VACUUM ANALYZE coupon_template_events")
+            connection.execute("VACUUM ANALYZE coupon_clock.event")
         yield app
 
 

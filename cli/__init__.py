@@ -152,7 +152,7 @@ def rebuilt(
     app: Application, name: str, options: RebuildOptions, dry_run: bool, progress: Callable[[str, int, int], object]
 ) -> str:
     if name == ALARM:
-        return f"{app.mend_alarms():,} alarms were mended"
+        return f"{app.repair_alarms():,} alarms were mended"
     if dry_run:
         dry = app.dry_run(name, progress)
         return f"{name}: {dry.events:,} events make {dry.rows:,} rows, read and folded in {dry.seconds:.1f} s"

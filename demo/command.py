@@ -26,7 +26,7 @@ from coupon_clock.demo.verdict import Report, judge
 from coupon_clock.demo.watch import Seen, sent, watching
 from coupon_clock.domain.errors import CouponClockError
 from coupon_clock.infrastructure.messaging.broker import Broker
-from coupon_clock.infrastructure.postgres.pool import connect
+from coupon_clock.infrastructure.postgres.database import connect
 from coupon_clock.local_servers.servers import Broker as BrokerName
 from coupon_clock.local_servers.servers import LocalServers
 from coupon_clock.runtime import broker_for

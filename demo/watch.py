@@ -12,8 +12,8 @@ from uuid import UUID
 from msgspec import Struct, field
 from psycopg import Connection
 
+from coupon_clock.infrastructure.postgres.database import Schema, connect
 from coupon_clock.infrastructure.postgres.errors import translate_errors
-from coupon_clock.infrastructure.postgres.pool import connect
 from coupon_clock.infrastructure.settings import Settings
 
 EVERY_S = 0.002
@@ -21,18 +21,18 @@ EVERY_S = 0.002
 # One statement sees both at one moment, and reads the clock after that moment: never too early, at most one look late.
 LOOK = """
 SELECT 'log', originator_id, clock_timestamp()
-  FROM coupon_template_events
+  FROM {schema}.event
  WHERE topic = 'CouponTemplate.Ended' AND originator_id <> ALL(%b::uuid[])
  UNION ALL
 SELECT 'read model', template_id, clock_timestamp()
-  FROM coupon_template
+  FROM {schema}.coupon_template
  WHERE ended_at IS NOT NULL AND template_id <> ALL(%b::uuid[])
 """
 
 # A broker that forgets gets its alarms leased until a second past their end.
 SENT = """
 SELECT stream_id, due_at
-  FROM alarm
+  FROM {schema}.alarm
  WHERE armed_at IS NOT NULL OR leased_until = due_at + interval '1 second'
 """
 
@@ -67,7 +67,7 @@ def look_until(stop: Event, seen: Seen, settings: Settings) -> None:
 def look(connection: Connection[Any], seen: Seen) -> None:
     known = list(seen.committed_at), list(seen.shown_at)
     with translate_errors():
-        rows = connection.execute(LOOK, known, prepare=True, binary=True).fetchall()
+        rows = connection.execute(Schema("coupon_clock").sql(LOOK), known, prepare=True, binary=True).fetchall()
     for place, template_id, at in rows:
         times = seen.committed_at if place == "log" else seen.shown_at
         times[template_id] = at
@@ -76,4 +76,4 @@ def look(connection: Connection[Any], seen: Seen) -> None:
 def sent(connection: Connection[Any]) -> dict[UUID, datetime]:
     """The templates whose message the broker has, and the end that it is for. Raises DatabaseUnavailable."""
     with translate_errors():
-        return dict(connection.execute(SENT, prepare=True).fetchall())
+        return dict(connection.execute(Schema("coupon_clock").sql(SENT), prepare=True).fetchall())

@@ -9,7 +9,6 @@ from threading import Lock
 from uuid import UUID
 
 from coupon_clock.app import Application, Envelope, Event, TemplateView
-from coupon_clock.infrastructure.event_store.log_reader import end_of_log
 
 
 class TemplateCache:
@@ -42,5 +41,5 @@ class TemplateCache:
 
     def run(self, stop: StopEvent) -> None:
         """Begins at the end of the log, or where `name` was left, if that is earlier."""
-        self._seen = end_of_log(self._app.pool)
+        self._seen = self._app.store.end()
         self._app.follow(self._name, self.forget, start=self._seen, stop=stop)

@@ -14,7 +14,7 @@ from coupon_clock.importing.csv_records import csv_records
 from coupon_clock.importing.files import Format
 from coupon_clock.importing.json_lines import json_records
 from coupon_clock.importing.record import NotATemplate, Record, command_of
-from coupon_clock.infrastructure.event_store.migrations import UnsafeLog
+from coupon_clock.infrastructure.event_store.safety import UnsafeLog
 from coupon_clock.infrastructure.postgres.errors import DatabaseUnavailable
 
 CHUNK = 1_000

@@ -24,7 +24,7 @@ class Settings(BaseSettings):
 
     database_url: SecretStr = SecretStr("")
     """A libpq URL. No default: nobody should end coupons in a database they did not name."""
-    database_schema: str = Field("public", pattern=r"^[a-z_][a-z0-9_]{0,30}$")
+    database_schema: str = Field("coupon_clock", pattern=r"^[a-z_][a-z0-9_]{0,30}$")
     """The one schema that holds all tables."""
     database_connections: int = Field(10, ge=2, le=1_000)
     """The most that one process opens: more than two cores' worth of writers gains nothing (docs/event-log.md)."""

@@ -15,15 +15,15 @@ import psycopg
 from psycopg.rows import TupleRow
 
 from coupon_clock.domain.errors import CouponClockError
-from coupon_clock.infrastructure.event_store import migrations as schema
+from coupon_clock.infrastructure.event_store import migrations
 from coupon_clock.infrastructure.messaging.messages import ExpiryDue, to_wire
 from coupon_clock.infrastructure.messaging.rocketmq.access import Access
 from coupon_clock.infrastructure.messaging.rocketmq.connection import Connection
 from coupon_clock.infrastructure.messaging.rocketmq.errors import DelayAboveCap, DelayRefused
 from coupon_clock.infrastructure.messaging.rocketmq.library import require_library
 from coupon_clock.infrastructure.messaging.rocketmq.requests import Outgoing
+from coupon_clock.infrastructure.postgres.database import Schema, connect, fetch_one
 from coupon_clock.infrastructure.postgres.errors import translate_errors
-from coupon_clock.infrastructure.postgres.pool import connect
 from coupon_clock.infrastructure.settings import Settings
 
 MOST_SKEW = timedelta(seconds=1)
@@ -32,15 +32,15 @@ ARMING_S = 1.0
 
 OVERDUE = """
 SELECT count(*), min(due_at)
-  FROM alarm
- WHERE due_at <= (SELECT coupon_clock_now() - %s)
+  FROM {schema}.alarm
+ WHERE due_at <= (SELECT {schema}.now_utc() - %s)
 """
 UNARMED = """
 SELECT count(*)
-  FROM alarm
+  FROM {schema}.alarm
  WHERE armed_at IS NULL
-   AND due_at BETWEEN (SELECT coupon_clock_now()) AND (SELECT coupon_clock_now() + %s)
-   AND (leased_until IS NULL OR leased_until <= coupon_clock_now())
+   AND due_at BETWEEN (SELECT {schema}.now_utc()) AND (SELECT {schema}.now_utc() + %s)
+   AND (leased_until IS NULL OR leased_until <= {schema}.now_utc())
 """
 
 
@@ -90,10 +90,10 @@ def _examine_postgresql(settings: Settings) -> Iterator[Diagnosis]:
         yield Diagnosis("postgresql", False, str(error))
         return
     with connection:
-        log = _diagnosis("log", lambda: _log(connection))
+        log = _diagnosis("log", lambda: _log(connection, settings))
         yield log
         if log.ok:
-            yield _diagnosis("clock", lambda: _clock(connection))
+            yield _diagnosis("clock", lambda: _clock(connection, settings))
             yield _diagnosis("reconciler", lambda: _reconcile(connection, settings))
             yield _diagnosis("relay", lambda: _relay(connection, settings))
 
@@ -107,15 +107,15 @@ def _diagnosis(part: str, look: Callable[[], str]) -> Diagnosis:
         return Diagnosis(part, False, str(error))
 
 
-def _log(connection: psycopg.Connection[TupleRow]) -> str:
-    schema.check(connection)
+def _log(connection: psycopg.Connection[TupleRow], settings: Settings) -> str:
+    migrations.check(connection, Schema(settings.database_schema))
     version = connection.info.parameter_status("server_version")
-    return f"PostgreSQL {version}, a primary, with all {len(schema.MIGRATIONS)} migrations and a log that is whole"
+    return f"PostgreSQL {version}, a primary, with all {len(migrations.MIGRATIONS)} migrations and a log that is whole"
 
 
-def _clock(connection: psycopg.Connection[TupleRow]) -> str:
+def _clock(connection: psycopg.Connection[TupleRow], settings: Settings) -> str:
     before = datetime.now(UTC)
-    (server,) = schema.one(connection, "SELECT coupon_clock_now()")
+    (server,) = fetch_one(connection, Schema(settings.database_schema).sql("SELECT {schema}.now_utc()"))
     skew = before + (datetime.now(UTC) - before) / 2 - server
     if abs(skew) > MOST_SKEW:
         raise ClocksApart(abs(skew).total_seconds(), "ahead of" if skew > timedelta() else "behind")
@@ -125,7 +125,7 @@ def _clock(connection: psycopg.Connection[TupleRow]) -> str:
 def _reconcile(connection: psycopg.Connection[TupleRow], settings: Settings) -> str:
     """Twice its usual time is allowed, so that a busy reconciler is no finding."""
     allowed = timedelta(seconds=2 * (settings.reconcile_grace + settings.reconcile_interval))
-    count, since = schema.one(connection, OVERDUE, allowed)
+    count, since = fetch_one(connection, Schema(settings.database_schema).sql(OVERDUE), allowed)
     if count:
         raise AlarmsOverdue(count, since)
     return "nothing is overdue"
@@ -141,7 +141,7 @@ def _relay(connection: psycopg.Connection[TupleRow], settings: Settings) -> str:
 
 
 def _unarmed(connection: psycopg.Connection[TupleRow], settings: Settings) -> int:
-    (count,) = schema.one(connection, UNARMED, settings.lead_time)
+    (count,) = fetch_one(connection, Schema(settings.database_schema).sql(UNARMED), settings.lead_time)
     return int(count)
 
 

@@ -12,46 +12,44 @@ from uuid import UUID
 from coupon_clock.domain.coupon_template import due_at, fold
 from coupon_clock.domain.events import Event
 from coupon_clock.infrastructure.event_store.store import EventStore, UnreadableEvent
-from coupon_clock.infrastructure.postgres.errors import translate_errors
-from coupon_clock.infrastructure.postgres.pool import Pool
-from coupon_clock.infrastructure.settings import Settings
 from coupon_clock.maintenance.verify.rows import verify
 
 BATCH = 1_000
 
-LOCK = "SELECT FROM alarm WHERE stream_id = ANY(%s) ORDER BY stream_id FOR UPDATE"
+LOCK = "SELECT FROM {schema}.alarm WHERE stream_id = ANY(%s) ORDER BY stream_id FOR UPDATE"
 
 KEEP = """
-INSERT INTO alarm AS kept (stream_id, due_at)
+INSERT INTO {schema}.alarm AS kept (stream_id, due_at)
 SELECT * FROM unnest(%s::uuid[], %s::timestamptz[]) ORDER BY 1
     ON CONFLICT (stream_id) DO UPDATE
    SET due_at = excluded.due_at, armed_at = NULL, leased_until = NULL
  WHERE kept.due_at <> excluded.due_at
 """
 
-DROP = "DELETE FROM alarm WHERE stream_id = ANY(%s)"
+DROP = "DELETE FROM {schema}.alarm WHERE stream_id = ANY(%s)"
 
 
-def mend_alarms(settings: Settings, pool: Pool, store: EventStore[Event]) -> int:
+def repair_alarms(store: EventStore[Event]) -> int:
     """Answers how many were wrong. Stopped in between, it can be run again.
 
     Raises DatabaseUnavailable, UnreadableEvent.
     """
-    mended = 0
-    while wrong := [difference.id for difference in verify(settings, store, [])]:
+    repaired = 0
+    while wrong := [difference.id for difference in verify(store, [])]:
         for start in range(0, len(wrong), BATCH):
-            _mend(pool, store, [stream_id for stream_id in wrong[start : start + BATCH] if isinstance(stream_id, UUID)])
-        mended += len(wrong)
-    return mended
+            _repair(store, [stream_id for stream_id in wrong[start : start + BATCH] if isinstance(stream_id, UUID)])
+        repaired += len(wrong)
+    return repaired
 
 
-def _mend(pool: Pool, store: EventStore[Event], stream_ids: Sequence[UUID]) -> None:
-    with translate_errors(), pool.connection() as connection, connection.transaction():
-        connection.execute(LOCK, (list(stream_ids),))
+def _repair(store: EventStore[Event], stream_ids: Sequence[UUID]) -> None:
+    sql = store.database.sql
+    with store.database.connection() as connection, connection.transaction():
+        connection.execute(sql(LOCK), (list(stream_ids),))
         alarms = dict(_due(store, stream_ids))
         kept = {stream_id: due for stream_id, due in alarms.items() if due is not None}
-        connection.execute(DROP, ([stream_id for stream_id, due in alarms.items() if due is None],))
-        connection.execute(KEEP, (list(kept), list(kept.values())))
+        connection.execute(sql(DROP), ([stream_id for stream_id, due in alarms.items() if due is None],))
+        connection.execute(sql(KEEP), (list(kept), list(kept.values())))
 
 
 def _due(store: EventStore[Event], stream_ids: Sequence[UUID]) -> Iterator[tuple[UUID, datetime | None]]:

@@ -14,7 +14,7 @@ from msgspec import Struct
 from msgspec.structs import asdict, replace
 from psycopg import Connection
 from psycopg.rows import TupleRow
-from sqlalchemy import BigInteger, Column, DateTime, Index, MetaData, Select, Table, Text, Uuid, func, select
+from sqlalchemy import BigInteger, Column, DateTime, Index, MetaData, Select, Table, Text, Uuid, literal_column, select
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.sql.elements import ColumnElement
 
@@ -32,6 +32,7 @@ from coupon_clock.domain.events import (
 )
 from coupon_clock.domain.rules import Problems
 from coupon_clock.infrastructure.event_store.store import Envelope
+from coupon_clock.infrastructure.postgres.database import Schema
 from coupon_clock.projections.engine.projection import Projection, same_shape
 from coupon_clock.projections.engine.query_validation import (
     LARGEST_PAGE,
@@ -40,15 +41,10 @@ from coupon_clock.projections.engine.query_validation import (
     shop_problems,
     template_problems,
 )
-from coupon_clock.projections.engine.tables import selected
+from coupon_clock.projections.engine.tables import in_schema, selected
 
 NAME = "coupon_template"
 FOLD_VERSION = 1
-
-# Read once a statement: the function is volatile, and all rows must be filtered and judged at one time. A scalar, not
-# a join: only so does PostgreSQL know that the rows still come in the order of the index.
-CLOCK = select(func.coupon_clock_now().label("as_of")).cte("clock").prefix_with("MATERIALIZED")
-AS_OF = select(CLOCK.c.as_of).scalar_subquery().label("as_of")
 
 State = Literal["upcoming", "active", "over"]
 
@@ -81,7 +77,12 @@ def table(name: str) -> Table:
     return columns
 
 
-LIVE = table(NAME)
+LIVE = in_schema(table(NAME))
+
+# Read once a statement: the function is volatile, and all rows must be filtered and judged at one time. A scalar, not
+# a join: only so does PostgreSQL know that the rows still come in the order of the index.
+CLOCK = select(literal_column("{schema}.now_utc()").label("as_of")).cte("clock").prefix_with("MATERIALIZED")
+AS_OF = select(CLOCK.c.as_of).scalar_subquery().label("as_of")
 
 
 class TemplateRow(Struct, frozen=True, kw_only=True, gc=False):
@@ -176,16 +177,18 @@ class Page(Struct, frozen=True):
     after: UUID | None
 
 
-def find(connection: Connection[TupleRow], shop_number: int, template_id: UUID) -> TemplateView | None:
+def find(connection: Connection[TupleRow], schema: Schema, shop_number: int, template_id: UUID) -> TemplateView | None:
     """Raises InvalidCommand, which names the argument that cannot be asked for."""
     rules.refuse(template_problems(shop_number, template_id))
     columns = LIVE.c
     wanted = (columns.shop_number == shop_number) & (columns.template_id == template_id)
-    views = viewed(connection, select(LIVE, AS_OF).where(wanted))
+    views = viewed(connection, schema, select(LIVE, AS_OF).where(wanted))
     return views[0] if views else None
 
 
-def page(connection: Connection[TupleRow], shop_number: int, filters: Filters, after: UUID | None, limit: int) -> Page:
+def page(
+    connection: Connection[TupleRow], schema: Schema, shop_number: int, filters: Filters, after: UUID | None, limit: int
+) -> Page:
     """`limit`: from 1; more than LARGEST_PAGE is taken for that, as the cursor leads to the rest.
 
     Raises InvalidCommand, which names each argument and filter that cannot be asked for.
@@ -199,7 +202,7 @@ def page(connection: Connection[TupleRow], shop_number: int, filters: Filters, a
         )
     )
     limit = min(limit, LARGEST_PAGE)
-    views = viewed(connection, page_statement(shop_number, filters, after, limit + 1))
+    views = viewed(connection, schema, page_statement(shop_number, filters, after, limit + 1))
     more = len(views) > limit
     return Page(views[:limit], views[limit - 1].template_id if more else None)
 
@@ -277,6 +280,6 @@ def _in_state(state: State) -> ColumnElement[bool]:
             return ~is_over & (columns.valid_from <= AS_OF)
 
 
-def viewed(connection: Connection[TupleRow], statement: Select[Any]) -> list[TemplateView]:
+def viewed(connection: Connection[TupleRow], schema: Schema, statement: Select[Any]) -> list[TemplateView]:
     with same_shape(TEMPLATE_ROWS):
-        return [msgspec.convert(row, TemplateView) for row in selected(connection, statement)]
+        return [msgspec.convert(row, TemplateView) for row in selected(connection, schema, statement)]

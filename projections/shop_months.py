@@ -17,9 +17,10 @@ from sqlalchemy import BigInteger, Column, Date, MetaData, Select, Table, select
 from coupon_clock.domain import rules
 from coupon_clock.domain.events import Created, Ended, EndReason, Event, StockIncreased, ValidityChanged
 from coupon_clock.infrastructure.event_store.store import Envelope
+from coupon_clock.infrastructure.postgres.database import Schema
 from coupon_clock.projections.engine.projection import Key, Projection, same_shape
 from coupon_clock.projections.engine.query_validation import LARGEST_PAGE, limit_problems, of_type, shop_problems
-from coupon_clock.projections.engine.tables import selected
+from coupon_clock.projections.engine.tables import in_schema, selected
 
 NAME = "shop_month"
 FOLD_VERSION = 1
@@ -96,7 +97,7 @@ SHOP_MONTHS: Projection[ShopMonth] = Projection(
 
 # ── queries ──────────────────────────────────────────────────────────────────────────────────────
 
-LIVE = table(NAME)
+LIVE = in_schema(table(NAME))
 
 
 class MonthsPage(NamedTuple):
@@ -106,7 +107,9 @@ class MonthsPage(NamedTuple):
     before: date | None
 
 
-def page(connection: Connection[TupleRow], shop_number: int, before: date | None, limit: int) -> MonthsPage:
+def page(
+    connection: Connection[TupleRow], schema: Schema, shop_number: int, before: date | None, limit: int
+) -> MonthsPage:
     """`limit`: from 1; more than LARGEST_PAGE is taken for that. Raises InvalidCommand, which names the argument."""
     rules.refuse(
         chain(
@@ -117,7 +120,7 @@ def page(connection: Connection[TupleRow], shop_number: int, before: date | None
     )
     limit = min(limit, LARGEST_PAGE)
     with same_shape(SHOP_MONTHS):
-        found = selected(connection, page_statement(shop_number, before, limit + 1))
+        found = selected(connection, schema, page_statement(shop_number, before, limit + 1))
     months = [msgspec.convert(row, ShopMonth) for row in found]
     return MonthsPage(months[:limit], months[limit - 1].month if len(months) > limit else None)
 

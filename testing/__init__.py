@@ -27,20 +27,20 @@ from coupon_clock.domain.errors import CouponClockError
 from coupon_clock.domain.events import Event
 from coupon_clock.domain.validity import utc
 from coupon_clock.infrastructure.event_store.log_reader import LogReader
-from coupon_clock.infrastructure.event_store.migrations import MIGRATIONS
+from coupon_clock.infrastructure.event_store.migrations import MIGRATIONS, script
 from coupon_clock.infrastructure.loop import Counts
 from coupon_clock.infrastructure.messaging.memory_broker import MemoryBroker
-from coupon_clock.infrastructure.postgres.pool import connect
+from coupon_clock.infrastructure.postgres.database import Schema, connect
 from coupon_clock.infrastructure.scheduling.due_result import Failed, Retry
 from coupon_clock.infrastructure.scheduling.reconciler import BEFORE_ALL
 from coupon_clock.infrastructure.settings import Settings
 from coupon_clock.projections.registry import PROJECTIONS
 from coupon_clock.runtime import Executed, Runtime
 
-TURNABLE = """
-CREATE TABLE IF NOT EXISTS turned_clock (at timestamptz);
-CREATE OR REPLACE FUNCTION coupon_clock_now() RETURNS timestamptz LANGUAGE sql VOLATILE
-    AS 'SELECT coalesce((SELECT at FROM turned_clock), clock_timestamp())';
+MANUAL = """
+CREATE TABLE IF NOT EXISTS {schema}.manual_clock (at timestamptz);
+CREATE OR REPLACE FUNCTION {schema}.now_utc() RETURNS timestamptz LANGUAGE sql VOLATILE
+    AS 'SELECT coalesce((SELECT at FROM {schema}.manual_clock), clock_timestamp())';
 """
 
 MOST_TICKS = 1_000
@@ -86,7 +86,7 @@ def open_test_application(database_url: str, now: datetime, **settings: Any) -> 
     clock = ManualClock(given, now)
     with TestApplication.open(given) as app:
         app.clock = clock
-        app.reader = LogReader(app.pool, 0)
+        app.reader = LogReader(app.store.recorder, 0)
         app.ticks = [app.runtime.parts(MemoryBroker()).run_once, *(each.run_once for each in app.projectors())]
         yield app
 
@@ -96,8 +96,9 @@ class ManualClock:
 
     def __init__(self, settings: Settings, now: datetime) -> None:
         self._settings = settings
+        self._schema = Schema(settings.database_schema)
         with connect(settings) as connection:
-            connection.execute(TURNABLE)
+            connection.execute(self._schema.sql(MANUAL))
         self.set(now)
 
     def set(self, now: datetime) -> None:
@@ -105,8 +106,8 @@ class ManualClock:
         rules.refuse(rules.instant("now", now))
         self.now = utc(now)
         with connect(self._settings) as connection, connection.transaction():
-            connection.execute("DELETE FROM turned_clock")
-            connection.execute("INSERT INTO turned_clock VALUES (%s)", (self.now,))
+            connection.execute(self._schema.sql("DELETE FROM {schema}.manual_clock"))
+            connection.execute(self._schema.sql("INSERT INTO {schema}.manual_clock VALUES (%s)"), (self.now,))
 
     def advance(self, **by: float) -> None:
         """By days (of 24 hours), hours, minutes, seconds, milliseconds, microseconds, as `timedelta` takes them."""
@@ -141,7 +142,7 @@ class TestRuntime(Generic[Command, AnyEvent]):
         self.runtime = runtime
         self.clock = ManualClock(runtime.settings, now)
         self.refusal: CouponClockError | None = None
-        self._reader = LogReader(runtime.pool, 0)
+        self._reader = LogReader(runtime.store.recorder, 0)
         self._ticks = [runtime.parts(MemoryBroker()).run_once]
 
     def execute(self, command: Command) -> Executed[AnyEvent]:
@@ -245,8 +246,8 @@ def why_it_fails(runtime: Runtime[Any, Any, Any]) -> str:
 def news(runtime: Runtime[Any, Any, AnyEvent], reader: LogReader) -> list[AnyEvent]:
     """The events that this reader has not read yet, in the order of the log."""
     events: list[AnyEvent] = []
-    while rows := reader.page(PAGE).rows:
-        events += [runtime.store.envelope(row.stream_id, row.version, row.position, row.state).event for row in rows]
+    while page := reader.page(PAGE).events:
+        events += [runtime.store.envelope(stored).event for stored in page]
     return events
 
 
@@ -258,7 +259,7 @@ def in_database(server_url: str, name: str) -> str:
 
 def _template(server_url: str) -> str:
     tables = [(repr(projection.table(projection.name)), projection.fold_version) for projection in PROJECTIONS]
-    shape = "".join(MIGRATIONS) + str(tables)
+    shape = "".join(script(number) for number in range(1, len(MIGRATIONS) + 1)) + str(tables)
     name = f"coupon_clock_template_{sha256(shape.encode()).hexdigest()[:16]}"
     with psycopg.connect(server_url, autocommit=True) as connection:
         connection.execute("SELECT pg_advisory_lock(%s)", (TEMPLATE_LOCK,))

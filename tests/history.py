@@ -28,7 +28,7 @@ def given_a_history(app: TestApplication, templates: int = 12) -> list[UUID]:
 
 def rows(database_url: str, table: str = "coupon_template") -> list[Any]:
     with psycopg.connect(database_url) as connection:
-        return connection.execute(f"SELECT * FROM {table} ORDER BY 1, 2").fetchall()
+        return connection.execute(f"SELECT * FROM coupon_clock.{table} ORDER BY 1, 2").fetchall()
 
 
 def run_sql(database_url: str, statement: str, *parameters: object) -> None:
@@ -45,6 +45,6 @@ def value(database_url: str, statement: str) -> Any:
 def append_unreadable(database_url: str) -> None:
     run_sql(
         database_url,
-        "INSERT INTO coupon_template_events (originator_id, originator_version, topic, state) "
-        """VALUES (gen_random_uuid(), 1, 'CouponTemplate.Folded', '{"event":{"type":"CouponTemplate.Folded"}}')""",
+        "INSERT INTO coupon_clock.event (originator_id, originator_version, topic, state) "
+        """VALUES (gen_random_uuid(), 1, 'CouponTemplate.Folded', '{"type":"CouponTemplate.Folded"}')""",
     )

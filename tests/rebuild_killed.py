@@ -44,7 +44,7 @@ def die_instead_of(owner: Any, name: str) -> None:
 
 
 if __name__ == "__main__":
-    replay.CHUNK = 10
+    replay.EVENTS_A_CHUNK = 10
     die = die_instead_of if sys.argv[1] in INSTEAD else die_after
     die(*STEPS[sys.argv[1]])
     with Application.open() as app:

@@ -51,8 +51,8 @@ def test_verify_finds_what_rebuild_mends(live, database_url):
     outcome = live.execute(template)
     with live.running():
         live.find(SHOP, template.template_id, at_least=outcome.position)
-    with live.pool.connection() as connection:
-        connection.execute("UPDATE coupon_template SET stock = 7")
+    with live.database.connection() as connection:
+        connection.execute("UPDATE coupon_clock.coupon_template SET stock = 7")
 
     found = coupon_clock("verify", "--json", database_url=database_url)
     assert found.returncode == 1
@@ -83,8 +83,8 @@ def test_check_reports_what_ended_and_fails_on_what_is_overdue(live, database_ur
     assert done.returncode == 0
     assert json.loads(done.stdout)["ended"] == {"expired": 1}
 
-    with live.pool.connection() as connection:
-        connection.execute("INSERT INTO alarm VALUES (gen_random_uuid(), now())")
+    with live.database.connection() as connection:
+        connection.execute("INSERT INTO coupon_clock.alarm VALUES (gen_random_uuid(), now())")
     done = coupon_clock("check", database_url=database_url)
     assert done.returncode == 1
     assert "it has an alarm and no events" in done.stdout
@@ -111,8 +111,8 @@ def test_rejected_messages_are_listed_retried_and_dropped(live, database_url):
 
 def test_rearm_marks_every_alarm_unarmed(live, database_url):
     live.execute_many([ending_in(3600) for _ in range(3)])
-    with live.pool.connection() as connection:
-        connection.execute("UPDATE alarm SET armed_at = now()")
+    with live.database.connection() as connection:
+        connection.execute("UPDATE coupon_clock.alarm SET armed_at = now()")
 
     assert coupon_clock("rearm", database_url=database_url).stdout.startswith("3 alarms")
     assert len(live.runtime.alarms.claim(timedelta(hours=2), 10)) == 3

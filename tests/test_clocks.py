@@ -31,7 +31,7 @@ A_CYCLE = int(STEP_S / EVERY_S) + 4
 STEPPING = """
 CREATE TABLE clock_step (seconds float8 NOT NULL);
 INSERT INTO clock_step VALUES (0);
-CREATE OR REPLACE FUNCTION coupon_clock_now() RETURNS timestamptz LANGUAGE sql VOLATILE
+CREATE OR REPLACE FUNCTION coupon_clock.now_utc() RETURNS timestamptz LANGUAGE sql VOLATILE
     AS 'SELECT clock_timestamp() + make_interval(secs => (SELECT seconds FROM clock_step))';
 """
 
@@ -124,8 +124,8 @@ def a_host(settings: Settings, folder: Path, ahead: float) -> Iterator[None]:
 
 def unfinished(app: Application) -> int:
     """How many templates have not ended."""
-    with app.pool.connection() as connection:
-        row = connection.execute("SELECT count(*) FROM alarm").fetchone()
+    with app.database.connection() as connection:
+        row = connection.execute("SELECT count(*) FROM coupon_clock.alarm").fetchone()
     return int(row[0]) if row else 0
 
 

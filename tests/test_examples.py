@@ -279,6 +279,8 @@ def received(endpoints: str, topic: str, group: str) -> list[bytes]:
 
 
 def follows(app, name: str, up_to: int = 0) -> bool:
-    with app.pool.connection() as connection:
-        found = connection.execute("SELECT 1 FROM checkpoint WHERE name = %s AND position >= %s", (name, up_to))
+    with app.database.connection() as connection:
+        found = connection.execute(
+            "SELECT 1 FROM coupon_clock.checkpoint WHERE name = %s AND position >= %s", (name, up_to)
+        )
         return found.fetchone() is not None

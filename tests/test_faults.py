@@ -71,8 +71,8 @@ def all_ended(app: Application, templates) -> bool:
 
 
 def all_armed(app: Application) -> bool:
-    with app.pool.connection() as connection:
-        return connection.execute("SELECT bool_and(armed_at IS NOT NULL) FROM alarm").fetchone() == (True,)
+    with app.database.connection() as connection:
+        return connection.execute("SELECT bool_and(armed_at IS NOT NULL) FROM coupon_clock.alarm").fetchone() == (True,)
 
 
 def then_it_works_by_message_again(app: Application) -> None:

@@ -98,6 +98,6 @@ def test_closing_the_application_stops_it(settings):
 
 
 def checkpoint(app: Application, name: str) -> int:
-    with app.pool.connection() as connection:
-        row = connection.execute("SELECT position FROM checkpoint WHERE name = %s", (name,)).fetchone()
+    with app.database.connection() as connection:
+        row = connection.execute("SELECT position FROM coupon_clock.checkpoint WHERE name = %s", (name,)).fetchone()
     return row[0] if row else -1

@@ -21,7 +21,8 @@ from coupon_clock.domain.commands import Command
 from coupon_clock.domain.errors import CommandConflict, CouponClockError, CouponTemplateNotFound, OutcomeUnknown
 from coupon_clock.domain.events import Ended, Event
 from coupon_clock.infrastructure.command_handling.handler import Execution
-from coupon_clock.infrastructure.event_store.store import AnswerLost, Append, Appended, Conflict, Envelope, Loaded
+from coupon_clock.infrastructure.event_store.store import Append, Appended, Conflict, Envelope, Loaded
+from coupon_clock.infrastructure.postgres.errors import AnswerLost
 from coupon_clock.testing import TestApplication
 from examples import (
     EVENING,
@@ -110,9 +111,9 @@ class LogInMemory:
         if version != append.expected_version:
             return Conflict(append.stream_id, append.expected_version, version)
         first = len(self.envelopes) + 1
-        for number, record in enumerate(append.records):
+        for number, new in enumerate(append.events):
             place = {"stream_id": append.stream_id, "version": version + number + 1, "position": first + number}
-            self.envelopes.append(Envelope(**asdict(record), **place))
+            self.envelopes.append(Envelope(**asdict(new), **place, recorded_at=self.now))
         return Appended(list(range(first, len(self.envelopes) + 1)))
 
 

@@ -83,8 +83,8 @@ def wait_until_all_ended(app: Application, templates) -> None:
 
 
 def armed(app: Application, template) -> bool:
-    with app.pool.connection() as connection:
-        statement = "SELECT armed_at IS NOT NULL OR leased_until > due_at FROM alarm WHERE stream_id = %s"
+    with app.database.connection() as connection:
+        statement = "SELECT armed_at IS NOT NULL OR leased_until > due_at FROM coupon_clock.alarm WHERE stream_id = %s"
         row = connection.execute(statement, (template.template_id,)).fetchone()
     return bool(row and row[0])
 

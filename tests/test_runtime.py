@@ -8,6 +8,7 @@ from uuid import NAMESPACE_OID, UUID, uuid4, uuid5
 import pytest
 from msgspec.structs import replace
 
+from coupon_clock.domain.errors import InvalidCommand
 from coupon_clock.infrastructure.command_handling.handler import DeciderFailed
 from coupon_clock.infrastructure.event_store.store import Unstorable
 from coupon_clock.infrastructure.messaging.memory_broker import MemoryBroker
@@ -40,7 +41,7 @@ def placed(orders: Runtime, shop: ModuleType, count: int) -> list[UUID]:
 
 
 def with_decider(orders: Runtime, shop: ModuleType, **changed) -> Runtime:
-    return Runtime(orders.settings, orders.pool, replace(orders.decider, **changed), shop.Event)
+    return Runtime(orders.database, replace(orders.decider, **changed), shop.Event)
 
 
 # ── a decider with a mistake ─────────────────────────────────────────────────────────────────────
@@ -81,7 +82,7 @@ def test_what_a_decider_gives_that_cannot_be_stored_spoils_no_other(shop, orders
     good, bad = (shop.PlaceOrder(command_id=uuid4(), order_id=uuid4(), amount=1) for _ in range(2))
     unspeakable = shop.PlaceOrder(command_id=uuid4(), order_id=uuid4(), amount=1, actor="\ud800")
     stored, refused = orders.execute_many([good, unspeakable])
-    assert (stored.version, type(refused)) == (1, Unstorable)
+    assert (stored.version, type(refused)) == (1, InvalidCommand)
     with pytest.raises(Unstorable):
         naive.execute(bad)
 
@@ -148,7 +149,7 @@ def test_a_decider_that_decides_nothing_when_due_is_named_and_its_message_set_as
 
         clock.set(due_at)
         idle = replace(shop.ORDERS, decide=lambda order, command, now: [])
-        forgetful = Runtime(orders.settings, orders.pool, idle, shop.Event)
+        forgetful = Runtime(orders.database, idle, shop.Event)
         parts = forgetful.parts(MemoryBroker())
         parts.relay.run_once()
         forgetful.store.learn_time()

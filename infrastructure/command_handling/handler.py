@@ -15,22 +15,20 @@ from msgspec import UNSET, Struct
 
 from coupon_clock.domain.decider import Command, Decider, Event, State
 from coupon_clock.domain.errors import CommandConflict, CouponClockError, InvalidCommand, OutcomeUnknown, Problem
-from coupon_clock.infrastructure.event_store.migrations import UnsafeLog
+from coupon_clock.infrastructure.event_store.safety import UnsafeLog
 from coupon_clock.infrastructure.event_store.store import (
-    AnswerLost,
     Append,
     Appended,
-    AppendRolledBack,
     Busy,
     Cause,
     Conflict,
     Envelope,
     EventStore,
-    Record,
+    NewEvent,
     UnreadableEvent,
     Unstorable,
 )
-from coupon_clock.infrastructure.postgres.errors import DatabaseUnavailable, TimedOut
+from coupon_clock.infrastructure.postgres.errors import AnswerLost, DatabaseUnavailable, RolledBack, TimedOut
 
 CHUNK = 1_000
 PATIENCE_S = 10
@@ -139,8 +137,8 @@ class Attempt(Generic[State, Command, Event]):
     def _tried(self, commands: Sequence[Command]) -> "list[Executed[Event] | CouponClockError]":
         try:
             drafts = self._drafts(commands)
-            self._append([draft for draft in drafts.values() if draft.records])
-        except (AppendRolledBack, TimedOut, Unstorable) as rolled_back:
+            self._append([draft for draft in drafts.values() if draft.new_events])
+        except (RolledBack, TimedOut, Unstorable) as rolled_back:
             return self._halved(commands, rolled_back)
         except (DatabaseUnavailable, UnsafeLog) as unavailable:
             return [unavailable for _ in commands]
@@ -178,7 +176,7 @@ class Attempt(Generic[State, Command, Event]):
         except TimedOut:
             if len(appends) == 1:
                 raise
-            return self._store.append_each(appends, EACH_WAIT)
+            return self._store.append(appends, EACH_WAIT, each_stream=True)
 
     def _halved(self, commands: Sequence[Command], why: CouponClockError) -> "list[Executed[Event] | CouponClockError]":
         """Each half by itself, until the culprit is alone."""
@@ -194,7 +192,7 @@ class Attempt(Generic[State, Command, Event]):
 class Draft(Generic[State, Command, Event]):
     """One stream, with what a chunk's commands add to it, each decided on the state that the former left.
 
-    `answer`: what came of appending `records`, if there were any.
+    `answer`: what came of appending `new_events`, if there were any.
     """
 
     __slots__ = (
@@ -210,7 +208,7 @@ class Draft(Generic[State, Command, Event]):
         "_stream_id",
         "_taken",
         "answer",
-        "records",
+        "new_events",
     )
 
     def __init__(
@@ -221,7 +219,7 @@ class Draft(Generic[State, Command, Event]):
         now: datetime,
         cause: Cause,
     ) -> None:
-        self.records: list[Record[Event]] = []
+        self.new_events: list[NewEvent[Event]] = []
         self.answer: Appended | Conflict | Busy | AnswerLost | None = None
         self._decider = decider
         self._stream_id = stream_id
@@ -250,7 +248,7 @@ class Draft(Generic[State, Command, Event]):
 
     def append(self) -> Append[Event]:
         due_at = self._due_at if self._due_at != self._loaded_due_at else UNSET
-        return Append(self._stream_id, self._loaded_version, self.records, due_at)
+        return Append(self._stream_id, self._loaded_version, self.new_events, due_at)
 
     def outcome(self, number: int, command: Command) -> "Executed[Event] | CouponClockError":
         if isinstance(self.answer, Conflict):
@@ -275,14 +273,14 @@ class Draft(Generic[State, Command, Event]):
         earlier = list(self._recorded_under(command.command_id))
         if earlier:
             return self._repeated(command, earlier)
-        version = self._loaded_version + len(self.records)
+        version = self._loaded_version + len(self.new_events)
         if command.expected_version not in (None, version):
             reason = f"it expected version {command.expected_version}, the stream is at {version}"
             raise CommandConflict(command.command_id, self._stream_id, reason)
         was_due_at = self._due_at
         events = self._decider.decide(self._state, command, self._now)
         self._become(self._state, events)
-        self.records += [Record(event, self._now, command.command_id, self._cause, command.actor) for event in events]
+        self.new_events += [NewEvent(event, command.command_id, self._cause, command.actor) for event in events]
         return Taken(version + len(events), tuple(events), was_due_at)
 
     def _become(self, state: State | None, events: Sequence[Event]) -> None:
@@ -297,9 +295,9 @@ class Draft(Generic[State, Command, Event]):
         for envelope in self._envelopes:
             if envelope.command_id == command_id:
                 yield envelope.version, envelope.event
-        for version, record in enumerate(self.records, self._loaded_version + 1):
-            if record.command_id == command_id:
-                yield version, record.event
+        for version, new in enumerate(self.new_events, self._loaded_version + 1):
+            if new.command_id == command_id:
+                yield version, new.event
 
     def _repeated(self, command: Command, earlier: list[tuple[int, Event]]) -> "Taken[Event]":
         events = tuple(event for _, event in earlier)
@@ -342,10 +340,20 @@ def refuse_unreadable(command_id: object, actor: object, expected_version: objec
         problems.append(Problem("command_id", command_id, "must be a UUID"))
     if not (actor is None or isinstance(actor, str)):
         problems.append(Problem("actor", actor, "must be a text or none"))
+    elif actor and not is_storable(actor):
+        problems.append(Problem("actor", actor, "must not contain NUL or half of a surrogate pair"))
     if not (expected_version is None or type(expected_version) is int):
         problems.append(Problem("expected_version", expected_version, "must be a whole number or none"))
     if problems:
         raise InvalidCommand(problems)
+
+
+def is_storable(text: str) -> bool:
+    """A text of PostgreSQL holds any character but NUL; UTF-8 has no lone surrogate."""
+    try:
+        return b"\0" not in text.encode()
+    except UnicodeEncodeError:
+        return False
 
 
 def chunks(commands: Sequence[Command]) -> Iterator[list[Command]]:

@@ -1,6 +1,7 @@
-"""The log by stream, and other tables beside it, as of one moment: what checks read on a running system.
+"""The log by stream, and other tables beside it, as of one moment: what rebuilds and checks read on a running system.
 
-By COPY, because it streams: memory stays flat, and PostgreSQL reads on while Python works.
+By COPY, because it streams: memory stays flat, and PostgreSQL reads on while Python works. The only reads of the log
+beside those of the recorder.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,40 +14,51 @@ from uuid import UUID
 from psycopg import Connection, IsolationLevel
 from psycopg.rows import TupleRow
 
-from coupon_clock.domain.events import Event
-from coupon_clock.infrastructure.event_store.migrations import one
+from coupon_clock.domain.decider import Event
+from coupon_clock.infrastructure.event_store.log_reader import RecordedEvent
 from coupon_clock.infrastructure.event_store.store import Envelope, EventStore
+from coupon_clock.infrastructure.postgres.database import Database, fetch_one
 from coupon_clock.infrastructure.postgres.errors import translate_errors
-from coupon_clock.infrastructure.postgres.pool import connect
-from coupon_clock.infrastructure.settings import Settings
 
-LOG = """
-COPY (SELECT originator_id, originator_version, notification_id, state
-        FROM coupon_template_events
-       WHERE {which}
+COLUMNS = "originator_id, originator_version, topic, state, notification_id, recorded_at, command_id, cause, actor"
+TYPES = ("uuid", "int8", "text", "bytea", "int8", "timestamptz", "uuid", "text", "text")
+
+BY_STREAM = f"""
+COPY (SELECT {COLUMNS}
+        FROM {{schema}}.event
+       WHERE WHICH
        ORDER BY originator_id, originator_version)
   TO STDOUT (FORMAT BINARY)
 """
-ALL = LOG.format(which="true")
-SOME = LOG.format(which="originator_id = ANY(%(ids)s::uuid[])")
-
-# The id is taken as bytes: it costs a tenth, and most rows only compare it with the one before.
-LOG_TYPES = ("bytea", "int8", "int8", "bytea")
+ALL = BY_STREAM.replace("WHICH", "true")
+SOME = BY_STREAM.replace("WHICH", "originator_id = ANY(%(ids)s::uuid[])")
+CHUNK = BY_STREAM.replace(
+    "WHICH",
+    """(%(after)s::uuid IS NULL OR originator_id > %(after)s::uuid) AND originator_id <= %(through)s::uuid
+         AND notification_id <= %(position)s""",
+)
+IN_POSITION_ORDER = f"""
+COPY (SELECT {COLUMNS}
+        FROM {{schema}}.event
+       WHERE notification_id <= %(position)s
+       ORDER BY notification_id)
+  TO STDOUT (FORMAT BINARY)
+"""
 
 
 @contextmanager
-def snapshot(settings: Settings, connections: int = 1) -> Iterator[list[Connection[TupleRow]]]:
+def snapshot(database: Database, connections: int = 1) -> Iterator[list[Connection[TupleRow]]]:
     """So many connections that see the same moment, because each can stream only one thing at a time.
 
     Raises DatabaseUnavailable.
     """
     with translate_errors(), ExitStack() as stack:
-        first, *others = [stack.enter_context(connect(settings)) for _ in range(connections)]
+        first, *others = [stack.enter_context(database.connect()) for _ in range(connections)]
         begin(stack, first)
-        (name,) = one(first, "SELECT pg_export_snapshot()")
+        (name,) = fetch_one(first, "SELECT pg_export_snapshot()")
         for other in others:
             begin(stack, other)
-            other.execute(f"SET TRANSACTION SNAPSHOT '{name}'")
+            other.execute(f"SET TRANSACTION SNAPSHOT '{name}'".encode())
         yield [first, *others]
 
 
@@ -65,21 +77,32 @@ def streams(
     store: EventStore[Event],
     statement: str = ALL,
     parameters: Mapping[str, Any] | None = None,
-) -> Iterator[Iterator[Stream]]:
+) -> Iterator[Iterator[Stream[Event]]]:
     """Streams in order of their ids, oldest event first; reading on raises UnreadableEvent."""
-    with copied(connection, statement, LOG_TYPES, parameters) as stored:
+    with copied(connection, store.database.sql(statement), TYPES, parameters) as stored:
         yield grouped(store, stored)
 
 
-def grouped(store: EventStore[Event], stored: Iterator[tuple[Any, ...]]) -> Iterator[Stream]:
-    for raw_id, rows in groupby(stored, key=itemgetter(0)):
-        stream_id = UUID(bytes=raw_id)
-        yield stream_id, [store.envelope(stream_id, version, position, state) for _, version, position, state in rows]
+def grouped(store: EventStore[Event], stored: Iterator[tuple[Any, ...]]) -> Iterator[Stream[Event]]:
+    for stream_id, rows in groupby(stored, key=itemgetter(0)):
+        yield stream_id, [store.envelope(RecordedEvent._make(row)) for row in rows]
+
+
+@contextmanager
+def in_position_order(
+    connection: Connection[TupleRow], store: EventStore[Event], through: int
+) -> Iterator[Iterator[Envelope[Event]]]:
+    """All events up to that position; reading on raises UnreadableEvent."""
+    with copied(connection, store.database.sql(IN_POSITION_ORDER), TYPES, {"position": through}) as stored:
+        yield (store.envelope(RecordedEvent._make(row)) for row in stored)
 
 
 @contextmanager
 def copied(
-    connection: Connection[TupleRow], statement: str, types: Sequence[str], parameters: Mapping[str, Any] | None = None
+    connection: Connection[TupleRow],
+    statement: bytes,
+    types: Sequence[str],
+    parameters: Mapping[str, Any] | None = None,
 ) -> Iterator[Iterator[tuple[Any, ...]]]:
     """The rows of a COPY … TO STDOUT (FORMAT BINARY), as they come. What is not read by the end is given up."""
     with connection.cursor() as cursor, cursor.copy(statement, parameters) as copy:

@@ -1,88 +1,61 @@
-"""Streams of events in PostgreSQL: load, load_many, append. Events go in, envelopes come out."""
+"""Streams of events: load, load_many, append. Events go in, envelopes come out; types above the recorder."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from time import monotonic
-from typing import Any, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, NamedTuple
 from uuid import UUID
 
 import msgspec
-import psycopg
 from msgspec import UNSET, Struct, UnsetType
-from msgspec.structs import replace
-from psycopg import Connection
-from psycopg.rows import TupleRow
 
+from coupon_clock.domain.decider import Event
 from coupon_clock.domain.errors import CouponClockError
+from coupon_clock.infrastructure.event_store.log_reader import RecordedEvent, wait_for_writers
+from coupon_clock.infrastructure.event_store.recorder import EventLogRecorder, NewEvents
 from coupon_clock.infrastructure.postgres import arrays
-from coupon_clock.infrastructure.postgres.errors import (
-    TIME_IS_UP,
-    DatabaseUnavailable,
-    TimedOut,
-    first_line,
-    translate_errors,
-)
-from coupon_clock.infrastructure.postgres.pool import Connections
+from coupon_clock.infrastructure.postgres.database import Connections, Database
 from coupon_clock.infrastructure.postgres.server_clock import ServerClock
 
-LOAD = """
-SELECT clock.now, log.originator_id, log.originator_version, log.notification_id, log.state
-  FROM (SELECT coupon_clock_now() AS now) AS clock
-  LEFT JOIN coupon_template_events AS log ON log.originator_id = ANY(%b)
- ORDER BY log.originator_id, log.originator_version
-"""
-
-APPEND = """
-SELECT stream_id, version, log_position
-  FROM coupon_clock_append(%b, %b, %b, %b, %b, %b, %b)
-"""
-APPEND_EACH = """
-SELECT stream_id, version, log_position
-  FROM coupon_clock_append_each(%b, %b, %b, %b, %b, %b, %b)
-"""
-
-Event = TypeVar("Event")
 Cause = Literal["command", "message", "reconciler"]
 
 
-class Record(Struct, Generic[Event], frozen=True, omit_defaults=True, gc=False):
-    """What is stored of an event: itself, and how it came about."""
+class EventFormat(Generic[Event]):
+    """Events as they are stored, in JSON. `stored_type`: the union of all event shapes ever written, as msgspec tagged
+    structs; an earlier one has an `upcast()`, which returns a later one (docs/events.md)."""
+
+    def __init__(self, stored_type: Any) -> None:
+        self.encode = msgspec.json.Encoder().encode
+        self._decode = msgspec.json.Decoder(stored_type).decode
+
+    def decode(self, state: bytes) -> Event:
+        """Raises msgspec.MsgspecError, UnicodeDecodeError."""
+        event: Any = self._decode(state)
+        while upcast := getattr(event, "upcast", None):
+            event = upcast()
+        return event  # type: ignore[no-any-return]
+
+
+class NewEvent(Struct, Generic[Event], frozen=True, gc=False):
+    """An event to be stored, and how it came about."""
 
     event: Event
-    recorded_at: datetime
     command_id: UUID
     cause: Cause = "command"
     actor: str | None = None
 
 
-class RecordFormat(Generic[Event]):
-    """Records as they are stored, in JSON. `stored_type`: the union of all event shapes ever written, as msgspec
-    tagged structs; an earlier one has an `upcast()`, which answers with a later one (docs/events.md)."""
-
-    def __init__(self, stored_type: Any) -> None:
-        self.encode = msgspec.json.Encoder().encode
-        self._decode = msgspec.json.Decoder(Record[stored_type]).decode
-
-    def decode(self, state: bytes) -> Record[Event]:
-        """Raises msgspec.MsgspecError, UnicodeDecodeError."""
-        record: Record[Any] = self._decode(state)
-        while upcast := getattr(record.event, "upcast", None):
-            record = replace(record, event=upcast())
-        return record
-
-
 class Envelope(Struct, Generic[Event], frozen=True, gc=False):
-    """One event with its place: `version` in its stream from 1, `position` in the log; `recorded_at` is when it was
-    decided, by PostgreSQL's clock."""
+    """One stored event: `version` in its stream from 1, `position` in the log; `recorded_at` is PostgreSQL's time when
+    it was stored; `command_id` is None where another writer gave none."""
 
     event: Event
     version: int
     position: int
     recorded_at: datetime
-    command_id: UUID
+    command_id: UUID | None
     actor: str | None
     cause: Cause
     stream_id: UUID
@@ -93,12 +66,12 @@ class Append(Struct, Generic[Event], frozen=True, gc=False):
 
     stream_id: UUID
     expected_version: int
-    records: Sequence[Record[Event]]
+    events: Sequence[NewEvent[Event]]
     due_at: datetime | UnsetType | None = UNSET
 
 
 class Appended(Struct, frozen=True, gc=False):
-    """The positions of the records, in their order."""
+    """The positions of the events, in their order."""
 
     positions: list[int]
 
@@ -132,36 +105,26 @@ class UnreadableEvent(CouponClockError):
     reason: str
 
 
-class AppendRolledBack(DatabaseUnavailable):
-    """PostgreSQL rolled the events back ({reason}): try again."""
-
-
 @dataclass(eq=False)
 class Unstorable(CouponClockError):
-    """What was to be stored cannot be ({reason}): mend what decided it."""
-
-    reason: str
-
-
-@dataclass(eq=False)
-class AnswerLost(CouponClockError):
-    """Whether the events were stored is unknown, because the connection broke ({reason})."""
+    """What was to be stored cannot be ({reason}): correct what decided it."""
 
     reason: str
 
 
 class EventStore(Generic[Event]):
-    """`stored_type`: every event shape that this log may hold, as RecordFormat takes it."""
+    """`stored_type`: every event shape that this log may hold, as EventFormat takes it."""
 
-    def __init__(self, connections: Connections, clock: ServerClock, stored_type: Any) -> None:
-        self._connections = connections
+    def __init__(self, database: Database, clock: ServerClock, stored_type: Any) -> None:
+        self.database = database
+        self.recorder = EventLogRecorder(database)
         self._clock = clock
-        self._format: RecordFormat[Event] = RecordFormat(stored_type)
+        self._format: EventFormat[Event] = EventFormat(stored_type)
 
     def over(self, connections: Connections) -> "EventStore[Event]":
         """The same log, over other connections."""
         other = copy(self)
-        other._connections = connections
+        other.recorder = EventLogRecorder(connections)
         return other
 
     def load(self, stream_id: UUID) -> tuple[list[Envelope[Event]], datetime]:
@@ -175,138 +138,102 @@ class EventStore(Generic[Event]):
     def load_many(self, stream_ids: Sequence[UUID]) -> Loaded[Event]:
         """In one round trip. One stream that cannot be read spoils no other. Raises DatabaseUnavailable."""
         started = monotonic()
-        with translate_errors(), self._connections.connection() as connection:
-            rows = connection.execute(LOAD, (arrays.uuids(stream_ids),), prepare=True, binary=True).fetchall()
-        now: datetime = rows[0][0]
+        now, events = self.recorder.select_streams(stream_ids)
         self._clock.learn(now, started, monotonic())
         streams: dict[UUID, list[Envelope[Event]] | UnreadableEvent] = {stream_id: [] for stream_id in stream_ids}
-        for _, stream_id, version, position, state in rows:
-            if stream_id is None:
-                break
-            self._extend(streams, stream_id, version, position, state)
-        return Loaded(streams, now)
+        for event in events:
+            stream = streams[event.stream_id]
+            if isinstance(stream, list):
+                try:
+                    stream.append(self.envelope(event))
+                except UnreadableEvent as unreadable:
+                    streams[event.stream_id] = unreadable
+        return Loaded(streams, now.astimezone(UTC))
 
     def learn_time(self) -> datetime:
         """Reads PostgreSQL's time, as every load does. Raises DatabaseUnavailable."""
         return self.load_many([]).now
 
     def append(
-        self, appends: Sequence[Append[Event]], longest_wait: timedelta | None = None
+        self, appends: Sequence[Append[Event]], longest_wait: timedelta | None = None, *, each_stream: bool = False
     ) -> list[Appended | Conflict | Busy]:
-        """All in one transaction and one round trip, with their alarms; answers in order.
+        """All in one transaction and one round trip, with their alarms; outcomes in order.
 
         `longest_wait`: for others who have one of these streams under way; by default the connection's lock timeout.
-        Raises TimedOut where it is over, AppendRolledBack or another DatabaseUnavailable (nothing was stored),
+        `each_stream`: one that waits in vain is left out as Busy, and spoils no other; slower.
+        Raises TimedOut where the wait is over, RolledBack or another DatabaseUnavailable (nothing was stored),
         AnswerLost, Unstorable.
         """
         if not appends:
             return []
-        return answers(appends, self._called(APPEND, appends, longest_wait))
-
-    def append_each(
-        self, appends: Sequence[Append[Event]], longest_wait: timedelta
-    ) -> list[Appended | Conflict | Busy]:
-        """As `append`, but one that waits in vain is left out, and spoils no other. Slower."""
-        return answers(appends, self._called(APPEND_EACH, appends, longest_wait))
-
-    def _called(
-        self, function: str, appends: Sequence[Append[Event]], longest_wait: timedelta | None
-    ) -> list[TupleRow]:
         try:
-            parameters = (*self._columns(appends), longest_wait)
+            events = self._packed(appends)
         except Exception as error:
             raise Unstorable(repr(error)) from error
-        with translate_errors(), self._connections.connection() as connection, rolled_back_or_lost(connection):
-            return connection.execute(function, parameters, prepare=True, binary=True).fetchall()
+        return outcomes(appends, self.recorder.append(events, longest_wait, each_stream=each_stream))
 
-    def envelope(self, stream_id: UUID, version: int, position: int, state: bytes) -> Envelope[Event]:
+    def envelope(self, stored: RecordedEvent) -> Envelope[Event]:
         """Raises UnreadableEvent."""
+        stream_id, version, _, state, position, recorded_at, command_id, cause, actor = stored
         try:
-            return enveloped(self._format.decode(state), stream_id, version, position)
+            event = self._format.decode(state)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise UnreadableEvent(stream_id, version, position, str(error)) from error
+        return Envelope(event, version, position, recorded_at, command_id, actor, cause, stream_id)  # type: ignore[arg-type]
 
-    def _extend(
-        self,
-        streams: dict[UUID, list[Envelope[Event]] | UnreadableEvent],
-        stream_id: UUID,
-        version: int,
-        position: int,
-        state: bytes,
-    ) -> None:
-        stream = streams[stream_id]
-        if isinstance(stream, UnreadableEvent):
-            return
-        try:
-            stream.append(self.envelope(stream_id, version, position, state))
-        except UnreadableEvent as unreadable:
-            streams[stream_id] = unreadable
+    def end(self) -> int:
+        """The highest position stored so far, 0 in an empty log. Lower ones may still come."""
+        return self.recorder.max_notification_id() or 0
 
-    def _columns(self, appends: Sequence[Append[Event]]) -> tuple[object, ...]:
-        ids: list[UUID] = []
-        versions: list[int] = []
-        topics: list[str] = []
-        states: list[bytes] = []
-        for append in sorted(appends, key=lambda append: append.stream_id.int):
-            for version, record in enumerate(append.records, append.expected_version + 1):
-                ids.append(append.stream_id)
-                versions.append(version)
-                topics.append(topic(record.event))
-                states.append(self._format.encode(record))
+    def settled_end(self) -> int:
+        """The same, once no lower one can come any more: it waits for the writers that are under way."""
+        position = self.end()
+        wait_for_writers(self.recorder)
+        return position
+
+    def _packed(self, appends: Sequence[Append[Event]]) -> NewEvents:
+        events = [
+            (append.stream_id, version, new)
+            for append in sorted(appends, key=lambda append: append.stream_id.int)
+            for version, new in enumerate(append.events, append.expected_version + 1)
+        ]
         alarms = [(append.stream_id, append.due_at) for append in appends if not isinstance(append.due_at, UnsetType)]
-        return (
-            arrays.uuids(ids),
-            arrays.bigints(versions),
-            arrays.texts(topics),
-            arrays.byteas(states),
-            arrays.uuids([stream_id for stream_id, _ in alarms]),
-            arrays.timestamps([due_at for _, due_at in alarms]),
+        return NewEvents(
+            stream_ids=arrays.uuids([stream_id for stream_id, _, _ in events]),
+            versions=arrays.bigints([version for _, version, _ in events]),
+            topics=arrays.texts([topic(new.event) for _, _, new in events]),
+            states=arrays.byteas([self._format.encode(new.event) for _, _, new in events]),
+            command_ids=arrays.uuids([new.command_id for _, _, new in events]),
+            causes=arrays.texts([new.cause for _, _, new in events]),
+            actors=arrays.texts([new.actor for _, _, new in events]),
+            alarm_ids=arrays.uuids([stream_id for stream_id, _ in alarms]),
+            due_ats=arrays.timestamps([due_at for _, due_at in alarms]),
         )
 
 
-def enveloped(record: Record[Event], stream_id: UUID, version: int, position: int) -> Envelope[Event]:
-    return Envelope(
-        record.event, version, position, record.recorded_at, record.command_id, record.actor, record.cause, stream_id
-    )
-
-
-def answers(appends: Sequence[Append[Event]], rows: Sequence[TupleRow]) -> list[Appended | Conflict | Busy]:
-    """`rows`: stream, version, position of what went in, in the order of versions; of a stream left out, the version
-    that it has and no position, or neither."""
+def outcomes(
+    appends: Sequence[Append[Event]], rows: Sequence[tuple[UUID, int | None, int | None]]
+) -> list[Appended | Conflict | Busy]:
+    """`rows`: as the recorder's `append` returns them."""
     positions: dict[UUID, list[int]] = {}
-    actual: dict[UUID, int | None] = {}
+    left_out: dict[UUID, int | None] = {}
     for stream_id, version, position in rows:
         if position is None:
-            actual[stream_id] = version
+            left_out[stream_id] = version
         else:
             positions.setdefault(stream_id, []).append(position)
-    return [
-        left_out(append, actual[append.stream_id])
-        if append.stream_id in actual
-        else Appended(positions[append.stream_id])
-        for append in appends
-    ]
 
+    def outcome(append: Append[Event]) -> Appended | Conflict | Busy:
+        if append.stream_id not in left_out:
+            return Appended(positions[append.stream_id])
+        actual_version = left_out[append.stream_id]
+        if actual_version is None:
+            return Busy()
+        return Conflict(append.stream_id, append.expected_version, actual_version)
 
-def left_out(append: Append[Event], actual_version: int | None) -> Conflict | Busy:
-    if actual_version is None:
-        return Busy()
-    return Conflict(append.stream_id, append.expected_version, actual_version)
+    return [outcome(append) for append in appends]
 
 
 def topic(event: object) -> str:
-    """The event's tag: `CouponTemplate.Created`."""
+    """The event's tag, such as `Order.Placed`."""
     return str(type(event).__struct_config__.tag)  # type: ignore[attr-defined]
-
-
-@contextmanager
-def rolled_back_or_lost(connection: Connection[TupleRow]) -> Iterator[None]:
-    """Tells what certainly did not happen from what may have: an error that PostgreSQL itself reports, on a
-    connection that lives on, means that the transaction was rolled back."""
-    try:
-        yield
-    except TIME_IS_UP as error:
-        raise TimedOut(first_line(error)) from error
-    except (psycopg.OperationalError, psycopg.InterfaceError, psycopg.IntegrityError, psycopg.InternalError) as error:
-        failure = AnswerLost if connection.closed else AppendRolledBack
-        raise failure(first_line(error)) from error

@@ -5,18 +5,17 @@ from datetime import datetime
 from typing import NamedTuple
 
 from coupon_clock.infrastructure.messaging.broker import Delivery
-from coupon_clock.infrastructure.postgres.errors import translate_errors
-from coupon_clock.infrastructure.postgres.pool import Pool
+from coupon_clock.infrastructure.postgres.database import Database
 
 MOST_ROWS = 10_000
 MOST_BYTES = 4_096
 
-ADD = "INSERT INTO rejected_message (message_id, reason, body) VALUES (%s, %s, %s) RETURNING id"
-BOUND = "DELETE FROM rejected_message WHERE id <= %s"
+ADD = "INSERT INTO {schema}.rejected_message (message_id, reason, body) VALUES (%s, %s, %s) RETURNING id"
+BOUND = "DELETE FROM {schema}.rejected_message WHERE id <= %s"
 
 
-LIST = "SELECT id, message_id, reason, body, rejected_at FROM rejected_message ORDER BY id LIMIT %s"
-DROP = "DELETE FROM rejected_message WHERE %(ids)s::bigint[] IS NULL OR id = ANY(%(ids)s)"
+LIST = "SELECT id, message_id, reason, body, rejected_at FROM {schema}.rejected_message ORDER BY id LIMIT %s"
+DROP = "DELETE FROM {schema}.rejected_message WHERE %(ids)s::bigint[] IS NULL OR id = ANY(%(ids)s)"
 
 
 class Rejected(NamedTuple):
@@ -30,23 +29,23 @@ class Rejected(NamedTuple):
 
 
 class RejectedMessages:
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
     def add(self, delivery: Delivery, reason: str) -> None:
         """Raises DatabaseUnavailable."""
         # PostgreSQL's text takes no NUL, and a reason may quote the message.
         row = (delivery.message_id, reason.replace("\0", "�"), delivery.body[:MOST_BYTES])
-        with translate_errors(), self._pool.connection() as connection:
-            ((number,),) = connection.execute(ADD, row)
-            connection.execute(BOUND, (number - MOST_ROWS,))
+        with self._database.connection() as connection:
+            ((number,),) = connection.execute(self._database.sql(ADD), row)
+            connection.execute(self._database.sql(BOUND), (number - MOST_ROWS,))
 
     def oldest(self, limit: int) -> list[Rejected]:
         """Raises DatabaseUnavailable."""
-        with translate_errors(), self._pool.connection() as connection:
-            return [Rejected(*row) for row in connection.execute(LIST, (limit,), binary=True)]
+        with self._database.connection() as connection:
+            return [Rejected(*row) for row in connection.execute(self._database.sql(LIST), (limit,), binary=True)]
 
     def drop(self, ids: Sequence[int] | None = None) -> int:
         """These, or all; answers how many there were. Raises DatabaseUnavailable."""
-        with translate_errors(), self._pool.connection() as connection:
-            return connection.execute(DROP, {"ids": None if ids is None else list(ids)}).rowcount
+        with self._database.connection() as connection:
+            return connection.execute(self._database.sql(DROP), {"ids": None if ids is None else list(ids)}).rowcount

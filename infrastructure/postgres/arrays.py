@@ -51,8 +51,8 @@ def bigints(values: Sequence[int]) -> Bigints:
     return Bigints(_header(20, values) + _joined(EIGHT, [value.to_bytes(8, "big", signed=True) for value in values]))
 
 
-def texts(values: Sequence[str]) -> Texts:
-    return Texts(_header(25, values) + _variable(value.encode() for value in values))
+def texts(values: Sequence[str | None]) -> Texts:
+    return Texts(_header(25, values) + _variable(None if value is None else value.encode() for value in values))
 
 
 def byteas(values: Sequence[bytes]) -> Byteas:
@@ -77,8 +77,8 @@ def _joined(length: bytes, values: Sequence[bytes]) -> bytes:
     return length + length.join(values) if values else b""
 
 
-def _variable(values: Iterable[bytes]) -> bytes:
-    return b"".join([part for value in values for part in (len(value).to_bytes(4, "big"), value)])
+def _variable(values: Iterable[bytes | None]) -> bytes:
+    return b"".join([NULL if value is None else len(value).to_bytes(4, "big") + value for value in values])
 
 
 class AsItIs(Dumper):

@@ -16,8 +16,8 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow, tuple_row
 
 from coupon_clock.domain.errors import CouponClockError, OutcomeUnknown
+from coupon_clock.infrastructure.postgres.database import LOCK_TIMEOUT, Schema
 from coupon_clock.infrastructure.postgres.errors import DatabaseUnavailable, first_line, translate_errors
-from coupon_clock.infrastructure.postgres.pool import LOCK_TIMEOUT
 
 # Where the caller has not said anything yet: without it, the savepoint would be a transaction, and commit.
 BEGIN = "SELECT"
@@ -26,29 +26,22 @@ SITUATION = """
 SELECT current_setting('transaction_isolation'),
        current_setting('session_replication_role'),
        current_setting('client_encoding'),
-       (SELECT has_schema_privilege(place.oid, 'USAGE')
-          FROM pg_namespace AS place
-          JOIN pg_class AS log ON log.relnamespace = place.oid AND log.relname = 'coupon_template_events'
-         WHERE place.nspname = %s),
-       current_setting('search_path'),
-       current_setting('TimeZone'),
+       (SELECT has_schema_privilege(namespace.oid, 'USAGE')
+          FROM pg_namespace AS namespace
+          JOIN pg_class ON pg_class.relnamespace = namespace.oid AND pg_class.relname = %(table)s
+         WHERE namespace.nspname = %(schema)s),
        current_setting('lock_timeout')
 """
-# PostgreSQL looks among temporary tables first, unless it is told to look there last.
-OURS = """
-SELECT set_config('search_path', quote_ident(%(schema)s) || ', pg_temp', true),
-       set_config('TimeZone', 'UTC', true),
-       set_config('lock_timeout',
-                  CASE WHEN current_setting('lock_timeout')::interval BETWEEN '1ms' AND %(longest_wait)s::text::interval
+LIMIT_LOCK_TIMEOUT = """
+SELECT set_config('lock_timeout',
+                  CASE WHEN current_setting('lock_timeout')::interval BETWEEN '1ms' AND %(longest)s::text::interval
                        THEN current_setting('lock_timeout')
-                       ELSE %(longest_wait)s::text END,
+                       ELSE %(longest)s::text END,
                   true)
 """
-THEIRS = """
-SELECT set_config('search_path', %s, true), set_config('TimeZone', %s, true), set_config('lock_timeout', %s, true)
-"""
+RESTORE_LOCK_TIMEOUT = "SELECT set_config('lock_timeout', %s, true)"
 
-MENDING = {
+WHAT_TO_DO = {
     TransactionStatus.ACTIVE: "the connection is busy with another statement: finish that first",
     TransactionStatus.INERROR: "it has failed already: roll it back, and begin again",
     TransactionStatus.UNKNOWN: "the connection is closed: open a new one, and begin again",
@@ -62,18 +55,22 @@ class UnusableTransaction(CouponClockError):
     reason: str
 
 
-class Joined(NamedTuple):
+class Enlisted(NamedTuple):
     """The caller's connection in the place of the pool."""
 
     only: Connection[TupleRow]
+    schema: Schema
 
     @contextmanager
     def connection(self) -> Iterator[Connection[TupleRow]]:
         yield self.only
 
+    def sql(self, statement: str, **names: str) -> bytes:
+        return self.schema.sql(statement, **names)
 
-class OurCursor(psycopg.Cursor[TupleRow]):
-    """Reads and writes as our own connections do, whatever the caller's has been taught."""
+
+class DefaultAdaptersCursor(psycopg.Cursor[TupleRow]):
+    """Reads and writes as our own connections do, whatever adapters the caller's has been given."""
 
     @property
     def adapters(self) -> AdaptersMap:
@@ -81,20 +78,20 @@ class OurCursor(psycopg.Cursor[TupleRow]):
 
 
 @contextmanager
-def enlist(connection: Connection[Any], schema: str) -> Iterator[Joined]:
-    """Lends the caller's connection, with tables of `schema`, for one command.
+def enlist(connection: Connection[Any], schema: Schema, table: str) -> Iterator[Enlisted]:
+    """Lends the caller's connection for one command; `table` must be in `schema`.
 
     Raises UnusableTransaction, DatabaseUnavailable; the transaction is then as it was, unless the connection broke.
     """
     refuse_unusable(connection)
     try:
-        with translate_errors(), ours(connection) as lent:
+        with translate_errors(), default_rows_and_cursors(connection) as lent:
             lent.execute(BEGIN)
             with lent.transaction():
-                settings = refuse_unfit(lent, schema)
-                lent.execute(OURS, {"schema": schema, "longest_wait": LOCK_TIMEOUT})
-                yield Joined(lent)
-                lent.execute(THEIRS, settings)
+                lock_timeout = refuse_unfit(lent, schema.name, table)
+                lent.execute(LIMIT_LOCK_TIMEOUT, {"longest": LOCK_TIMEOUT})
+                yield Enlisted(lent, schema)
+                lent.execute(RESTORE_LOCK_TIMEOUT, (lock_timeout,))
     except InsufficientPrivilege as error:
         raise UnusableTransaction(f"its role may not write the log ({first_line(error)}): GRANT it that") from error
     except OutcomeUnknown as lost:
@@ -102,10 +99,10 @@ def enlist(connection: Connection[Any], schema: str) -> Iterator[Joined]:
 
 
 @contextmanager
-def ours(connection: Connection[Any]) -> Iterator[Connection[TupleRow]]:
-    """With our rows and cursors meanwhile. One that had no transaction, and is refused, has none afterwards."""
+def default_rows_and_cursors(connection: Connection[Any]) -> Iterator[Connection[TupleRow]]:
+    """Meanwhile. One that had no transaction, and is refused, has none afterwards."""
     rows, cursors, status = connection.row_factory, connection.cursor_factory, connection.info.transaction_status
-    connection.row_factory, connection.cursor_factory = tuple_row, OurCursor
+    connection.row_factory, connection.cursor_factory = tuple_row, DefaultAdaptersCursor
     try:
         yield cast("Connection[TupleRow]", connection)
     except UnusableTransaction:
@@ -120,15 +117,17 @@ def refuse_unusable(connection: Connection[Any]) -> None:
     if not isinstance(connection, Connection):
         raise UnusableTransaction(f"it is no psycopg.Connection, but a {type(connection).__name__}")
     status = connection.info.transaction_status
-    if status in MENDING:
-        raise UnusableTransaction(MENDING[status])
+    if status in WHAT_TO_DO:
+        raise UnusableTransaction(WHAT_TO_DO[status])
     if status == TransactionStatus.IDLE and connection.autocommit:
         raise UnusableTransaction("there is none: begin one, `with connection.transaction(): …`")
 
 
-def refuse_unfit(connection: Connection[TupleRow], schema: str) -> list[str]:
-    """Answers with the caller's settings, as THEIRS takes them."""
-    ((isolation, triggers, encoding, may_use, *settings),) = connection.execute(SITUATION, (schema,))
+def refuse_unfit(connection: Connection[TupleRow], schema: str, table: str) -> str:
+    """Returns the caller's lock_timeout."""
+    ((isolation, triggers, encoding, may_use, lock_timeout),) = connection.execute(
+        SITUATION, {"schema": schema, "table": table}
+    )
     if encoding in (b"SQL_ASCII", "SQL_ASCII"):
         raise UnusableTransaction("its client_encoding is SQL_ASCII: set it to UTF8")
     if isolation != "read committed":
@@ -141,4 +140,4 @@ def refuse_unfit(connection: Connection[TupleRow], schema: str) -> list[str]:
         raise UnusableTransaction(f"its database has no event log in schema {schema}: is it the right one?")
     if not may_use:
         raise UnusableTransaction(f"its role may not use the schema {schema}: GRANT it that")
-    return settings
+    return str(lock_timeout)

@@ -3,8 +3,10 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import psycopg
+from psycopg import Connection
 from psycopg.errors import LockNotAvailable, QueryCanceled
 from psycopg_pool import PoolClosed, PoolTimeout
 
@@ -47,3 +49,27 @@ def first_line(error: Exception) -> str:
     if isinstance(error, PoolTimeout):
         return "no connection became free in time"
     return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+class RolledBack(DatabaseUnavailable):
+    """PostgreSQL rolled the transaction back ({reason}): try again."""
+
+
+@dataclass(eq=False)
+class AnswerLost(CouponClockError):
+    """Whether the transaction was committed is unknown, because the connection broke ({reason})."""
+
+    reason: str
+
+
+@contextmanager
+def detect_lost_answer(connection: Connection[Any]) -> Iterator[None]:
+    """Distinguishes what certainly did not happen from what may have: an error that PostgreSQL itself reports, on a
+    connection that lives on, means that the transaction was rolled back. Raises TimedOut, RolledBack, AnswerLost."""
+    try:
+        yield
+    except TIME_IS_UP as error:
+        raise TimedOut(first_line(error)) from error
+    except (psycopg.OperationalError, psycopg.InterfaceError, psycopg.IntegrityError, psycopg.InternalError) as error:
+        failure = AnswerLost if connection.closed else RolledBack
+        raise failure(first_line(error)) from error

@@ -4,27 +4,26 @@
 forgets. Rows are taken with SKIP LOCKED, so nothing here waits for an append, nor makes one wait for long.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple
 from uuid import UUID
 
-from coupon_clock.infrastructure.postgres.errors import translate_errors
-from coupon_clock.infrastructure.postgres.pool import Pool
+from coupon_clock.infrastructure.postgres.database import Database
 
 # Materialized, all of these: a subquery that the plan repeats would lock more rows than its limit.
 CLAIM = """
   WITH free AS MATERIALIZED (
        SELECT stream_id
-         FROM alarm
+         FROM {schema}.alarm
         WHERE armed_at IS NULL
-          AND due_at <= (SELECT coupon_clock_now() + %(ahead)s)
-          AND (leased_until IS NULL OR leased_until <= coupon_clock_now())
+          AND due_at <= (SELECT {schema}.now_utc() + %(ahead)s)
+          AND (leased_until IS NULL OR leased_until <= {schema}.now_utc())
         ORDER BY due_at
         LIMIT %(limit)s
           FOR UPDATE SKIP LOCKED)
-UPDATE alarm
-   SET leased_until = coupon_clock_now() + %(lease)s
+UPDATE {schema}.alarm
+   SET leased_until = {schema}.now_utc() + %(lease)s
   FROM free
  WHERE alarm.stream_id = free.stream_id
 RETURNING alarm.stream_id, alarm.due_at
@@ -34,41 +33,44 @@ RETURNING alarm.stream_id, alarm.due_at
 SAME = """
   WITH same AS MATERIALIZED (
        SELECT alarm.stream_id
-         FROM alarm
+         FROM {schema}.alarm
          JOIN unnest(%(ids)b::uuid[], %(due_ats)b::timestamptz[]) AS sent (stream_id, due_at) USING (stream_id, due_at)
           FOR UPDATE OF alarm SKIP LOCKED)
 """
 MARK_ARMED = f"""{SAME}
-UPDATE alarm SET armed_at = coupon_clock_now(), leased_until = NULL FROM same WHERE alarm.stream_id = same.stream_id
+UPDATE {{schema}}.alarm
+   SET armed_at = {{schema}}.now_utc(), leased_until = NULL
+  FROM same
+ WHERE alarm.stream_id = same.stream_id
 """
 # What is past that already keeps the lease of its claim: with one that is over it would be claimed again and again, as
 # fast as the relay can, until the end is stored.
 LEASE_PAST_DUE = f"""{SAME}
-UPDATE alarm
+UPDATE {{schema}}.alarm
    SET leased_until = due_at + interval '1 second'
   FROM same
  WHERE alarm.stream_id = same.stream_id
-   AND due_at + interval '1 second' > coupon_clock_now()
+   AND due_at + interval '1 second' > {{schema}}.now_utc()
 """
 RELEASE = f"""{SAME}
-UPDATE alarm SET armed_at = NULL, leased_until = NULL FROM same WHERE alarm.stream_id = same.stream_id
+UPDATE {{schema}}.alarm SET armed_at = NULL, leased_until = NULL FROM same WHERE alarm.stream_id = same.stream_id
 """
 
 REARM = """
   WITH armed AS MATERIALIZED (
        SELECT stream_id
-         FROM alarm
+         FROM {schema}.alarm
         WHERE armed_at < %(before)s
         LIMIT %(limit)s
           FOR UPDATE SKIP LOCKED)
-UPDATE alarm SET armed_at = NULL, leased_until = NULL FROM armed WHERE alarm.stream_id = armed.stream_id
+UPDATE {schema}.alarm SET armed_at = NULL, leased_until = NULL FROM armed WHERE alarm.stream_id = armed.stream_id
 """
 
 # The time in a subquery, here and in CLAIM: being volatile, it would otherwise be compared row by row, with all alarms.
 OVERDUE = """
 SELECT stream_id, due_at
-  FROM alarm
- WHERE due_at <= (SELECT coupon_clock_now() - %(grace)s)
+  FROM {schema}.alarm
+ WHERE due_at <= (SELECT {schema}.now_utc() - %(grace)s)
    AND (due_at, stream_id) > (%(due_at)s, %(stream_id)s)
  ORDER BY due_at, stream_id
  LIMIT %(limit)s
@@ -87,8 +89,8 @@ class Alarm(NamedTuple):
 class Alarms:
     """Every method raises DatabaseUnavailable, and is safe to repeat."""
 
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
     def claim(self, ahead: timedelta, limit: int) -> list[Alarm]:
         """Up to `limit` that are due within `ahead` and nobody armed yet, soonest first; leased for 30 s."""
@@ -119,10 +121,11 @@ class Alarms:
         return self._execute(statement, {"ids": [a.stream_id for a in alarms], "due_ats": [a.due_at for a in alarms]})
 
     def _alarms(self, statement: str, parameters: dict[str, object]) -> list[Alarm]:
-        with translate_errors(), self._pool.connection() as connection:
-            rows: Iterable[tuple[UUID, datetime]] = connection.execute(statement, parameters, prepare=True, binary=True)
+        with self._database.connection() as connection:
+            sql = self._database.sql(statement)
+            rows = connection.execute(sql, parameters, prepare=True, binary=True)
             return [Alarm(*row) for row in rows]
 
     def _execute(self, statement: str, parameters: dict[str, object]) -> int:
-        with translate_errors(), self._pool.connection() as connection:
-            return connection.execute(statement, parameters, prepare=True).rowcount
+        with self._database.connection() as connection:
+            return connection.execute(self._database.sql(statement), parameters, prepare=True).rowcount

@@ -14,11 +14,10 @@ from msgspec import Struct, field
 from coupon_clock.domain.coupon_template import due_at, fold
 from coupon_clock.domain.events import Ended, EndReason, Event
 from coupon_clock.infrastructure.event_store.bulk_reader import MergeJoin, copied, snapshot, streams
-from coupon_clock.infrastructure.event_store.migrations import one
 from coupon_clock.infrastructure.event_store.store import Envelope, EventStore
-from coupon_clock.infrastructure.settings import Settings
+from coupon_clock.infrastructure.postgres.database import fetch_one
 
-ALARMS = "COPY (SELECT stream_id, due_at FROM alarm ORDER BY stream_id) TO STDOUT (FORMAT BINARY)"
+ALARMS = "COPY (SELECT stream_id, due_at FROM {schema}.alarm ORDER BY stream_id) TO STDOUT (FORMAT BINARY)"
 MOST_NAMED = 1_000
 MICROSECONDS_A_BUCKET = 100
 
@@ -71,12 +70,12 @@ class Report(Struct):
         return bool(self.violation_count or self.overdue_count)
 
 
-def check(settings: Settings, store: EventStore[Event], grace: timedelta) -> Report:
+def check(store: EventStore[Event], grace: timedelta) -> Report:
     """`grace`: how long after its end a template counts as overdue. Raises DatabaseUnavailable, UnreadableEvent."""
     report = Report()
-    with snapshot(settings, 2) as (log, beside):
-        (now,) = one(log, "SELECT coupon_clock_now()")
-        with copied(beside, ALARMS, ("uuid", "timestamptz")) as pairs, streams(log, store) as found:
+    with snapshot(store.database, 2) as (log, beside):
+        (now,) = fetch_one(log, store.database.sql("SELECT {schema}.now_utc()"))
+        with copied(beside, store.database.sql(ALARMS), ("uuid", "timestamptz")) as pairs, streams(log, store) as found:
             alarms = MergeJoin(pairs)
             for stream_id, envelopes in found:
                 _note(report, (surplus(other) for other, _ in alarms.before(stream_id)))

@@ -28,7 +28,7 @@ from coupon_clock.infrastructure.event_store.bulk_reader import (
     streams,
 )
 from coupon_clock.infrastructure.event_store.store import Envelope, EventStore
-from coupon_clock.infrastructure.settings import Settings
+from coupon_clock.infrastructure.postgres.database import Schema
 from coupon_clock.maintenance.verify.stored_rows import Difference, StoredRows
 from coupon_clock.projections.engine.projection import Key, Projection, position
 from coupon_clock.projections.rebuild.dry_run import folded_by_key
@@ -36,8 +36,8 @@ from coupon_clock.projections.rebuild.replay import folded
 
 ALARM = "alarm"
 
-SINCE = "SELECT DISTINCT originator_id FROM coupon_template_events WHERE notification_id > %(since)s"
-SAMPLE = "SELECT DISTINCT {id} FROM {table} TABLESAMPLE SYSTEM (%(percent)s)"
+SINCE = "SELECT DISTINCT originator_id FROM {schema}.event WHERE notification_id > %(since)s"
+SAMPLE = "SELECT DISTINCT {id} FROM {{schema}}.{table} TABLESAMPLE SYSTEM (%(percent)s)"
 
 
 class Part(Struct, frozen=True, kw_only=True):
@@ -60,7 +60,6 @@ class NotInParts(CouponClockError):
 
 
 def verify(
-    settings: Settings,
     store: EventStore[Event],
     projections: Sequence[Projection[Any]],
     alarms: bool = True,
@@ -71,10 +70,11 @@ def verify(
     others = [projection for projection in projections if not projection.one_row_a_stream]
     if others and not part.is_all:
         raise NotInParts(others[0].name)
-    with snapshot(settings, 1 + len(by_stream) + alarms) as (log, *beside), ExitStack() as stack:
-        ids = None if part.is_all else _ids(log, by_stream, alarms, part)
-        checks: list[Check] = [Rows(stack, c, p, ids) for c, p in zip(beside, by_stream, strict=False)]
-        checks += [Alarms(stack, beside[-1], ids)] if alarms else []
+    with snapshot(store.database, 1 + len(by_stream) + alarms) as (log, *beside), ExitStack() as stack:
+        schema = store.database.schema
+        ids = None if part.is_all else _ids(log, schema, by_stream, alarms, part)
+        checks: list[Check] = [Rows(stack, c, schema, p, ids) for c, p in zip(beside, by_stream, strict=False)]
+        checks += [Alarms(stack, beside[-1], schema, ids)] if alarms else []
         if checks:
             yield from _differences(log, store, checks, ids)
         for projection in others:
@@ -107,12 +107,17 @@ class Rows:
     """Of a projection whose key is the stream's id."""
 
     def __init__(
-        self, stack: ExitStack, connection: Connection[TupleRow], projection: Projection[Any], ids: list[UUID] | None
+        self,
+        stack: ExitStack,
+        connection: Connection[TupleRow],
+        schema: Schema,
+        projection: Projection[Any],
+        ids: list[UUID] | None,
     ) -> None:
         self._projection = projection
-        self._checkpoint = position(connection, projection)
+        self._checkpoint = position(connection, schema, projection)
         self._stored = StoredRows(projection)
-        rows = stack.enter_context(self._stored.rows(connection, ids))
+        rows = stack.enter_context(self._stored.rows(connection, schema, ids))
         self._live = MergeJoin((row[0], row) for row in rows)
 
     def of(self, stream_id: UUID, envelopes: list[Envelope[Event]]) -> Iterable[Difference]:
@@ -132,10 +137,13 @@ class Rows:
 class Alarms:
     """Each is due when its stream says."""
 
-    def __init__(self, stack: ExitStack, connection: Connection[TupleRow], ids: list[UUID] | None) -> None:
+    def __init__(
+        self, stack: ExitStack, connection: Connection[TupleRow], schema: Schema, ids: list[UUID] | None
+    ) -> None:
         where = "" if ids is None else "WHERE stream_id = ANY(%(ids)s::uuid[])"
-        statement = f"COPY (SELECT stream_id, due_at FROM alarm {where} ORDER BY stream_id) TO STDOUT (FORMAT BINARY)"
-        alarms = copied(connection, statement, ("uuid", "timestamptz"), {"ids": ids})
+        rows = f"SELECT stream_id, due_at FROM {{schema}}.alarm {where} ORDER BY stream_id"
+        statement = f"COPY ({rows}) TO STDOUT (FORMAT BINARY)"
+        alarms = copied(connection, schema.sql(statement), ("uuid", "timestamptz"), {"ids": ids})
         self._alarms = MergeJoin(stack.enter_context(alarms))
 
     def of(self, stream_id: UUID, envelopes: list[Envelope[Event]]) -> Iterable[Difference]:
@@ -152,16 +160,16 @@ class Alarms:
 
 
 def _ids(
-    connection: Connection[TupleRow], projections: Sequence[Projection[Any]], alarms: bool, part: Part
+    connection: Connection[TupleRow], schema: Schema, projections: Sequence[Projection[Any]], alarms: bool, part: Part
 ) -> list[UUID]:
     """The streams of that part."""
     if part.since is not None:
-        ids = [stream_id for (stream_id,) in connection.execute(SINCE, {"since": part.since})]
+        ids = [stream_id for (stream_id,) in connection.execute(schema.sql(SINCE), {"since": part.since})]
         return ids if part.percent is None else Random().sample(ids, round(len(ids) * part.percent / 100))
-    tables = [("coupon_template_events", "originator_id"), *([(ALARM, "stream_id")] if alarms else [])]
+    tables = [("event", "originator_id"), *([(ALARM, "stream_id")] if alarms else [])]
     tables += [(p.name, p.table(p.name).primary_key.columns[0].name) for p in projections]
     statement = " UNION ".join(SAMPLE.format(table=table, id=name) for table, name in tables)
-    return [stream_id for (stream_id,) in connection.execute(statement, {"percent": part.percent})]
+    return [stream_id for (stream_id,) in connection.execute(schema.sql(statement), {"percent": part.percent})]
 
 
 # ── by other keys ────────────────────────────────────────────────────────────────────────────────
@@ -170,9 +178,9 @@ def _ids(
 def _differences_by_key(
     connection: Connection[TupleRow], store: EventStore[Event], projection: Projection[Any]
 ) -> Iterator[Difference]:
-    should_be = folded_by_key(connection, store, projection, position(connection, projection))
+    should_be = folded_by_key(connection, store, projection, position(connection, store.database.schema, projection))
     stored = StoredRows(projection)
-    with stored.rows(connection, None) as rows:
+    with stored.rows(connection, store.database.schema, None) as rows:
         for row in rows:
             key = row[: stored.key_length]
             yield from stored.differences(named(key), row, should_be.pop(key, None))

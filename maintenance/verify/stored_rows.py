@@ -15,6 +15,7 @@ from sqlalchemy import BigInteger, Date, DateTime, Text, Uuid
 from sqlalchemy.dialects.postgresql import JSONB
 
 from coupon_clock.infrastructure.event_store.bulk_reader import copied
+from coupon_clock.infrastructure.postgres.database import Schema
 from coupon_clock.projections.engine.projection import Projection, same_shape
 
 TYPES: dict[type, str] = {
@@ -45,15 +46,20 @@ class StoredRows:
         self.key_length = len(self._key)
 
     @contextmanager
-    def rows(self, connection: Connection[TupleRow], ids: list[UUID] | None) -> Iterator[Iterator[tuple[Any, ...]]]:
+    def rows(
+        self, connection: Connection[TupleRow], schema: Schema, ids: list[UUID] | None
+    ) -> Iterator[Iterator[tuple[Any, ...]]]:
         """Those that are live, in order of their keys."""
         where = "" if ids is None else f"WHERE {self._key[0]} = ANY(%(ids)s::uuid[])"
         statement = (
-            f"COPY (SELECT {', '.join(self._columns)} FROM {self._table.name} {where} "
+            f"COPY (SELECT {', '.join(self._columns)} FROM {{schema}}.{{name}} {where} "
             f"ORDER BY {', '.join(self._key)}) TO STDOUT (FORMAT BINARY)"
         )
         types = [TYPES[type(column.type)] for column in self._table.columns]
-        with same_shape(self._projection), copied(connection, statement, types, {"ids": ids}) as rows:
+        with (
+            same_shape(self._projection),
+            copied(connection, schema.sql(statement, name=self._table.name), types, {"ids": ids}) as rows,
+        ):
             yield rows
 
     def differences(self, row_id: UUID | str, found: tuple[Any, ...] | None, row: Struct | None) -> list[Difference]:

@@ -14,6 +14,7 @@ from sqlalchemy import Table
 from coupon_clock.domain.errors import CouponClockError
 from coupon_clock.domain.events import Event
 from coupon_clock.infrastructure.event_store.store import Envelope
+from coupon_clock.infrastructure.postgres.database import Schema
 
 Row = TypeVar("Row", bound=Struct)
 Key = tuple[Any, ...]
@@ -55,12 +56,12 @@ class ReadModelTooNew(ReadModelOutdated):
 `coupon-clock rebuild {name}`."""
 
 
-CHECKPOINT = "SELECT position, fold_version FROM checkpoint WHERE name = %s"
+CHECKPOINT = "SELECT position, fold_version FROM {schema}.checkpoint WHERE name = %s"
 
 
-def position(connection: Connection[TupleRow], projection: Projection[Any]) -> int:
+def position(connection: Connection[TupleRow], schema: Schema, projection: Projection[Any]) -> int:
     """Up to where in the log the rows are. Raises ReadModelOutdated where other code made them."""
-    found = connection.execute(CHECKPOINT, (projection.name,), prepare=True).fetchone()
+    found = connection.execute(schema.sql(CHECKPOINT), (projection.name,), prepare=True).fetchone()
     if found is None:
         raise ReadModelOutdated(projection.name, "it was never made")
     at, fold_version = found

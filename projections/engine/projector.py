@@ -8,12 +8,10 @@ import structlog
 from msgspec import Struct
 
 from coupon_clock.domain.events import Event
-from coupon_clock.infrastructure.event_store.migrations import one
 from coupon_clock.infrastructure.event_store.store import Envelope, EventStore, UnreadableEvent
-from coupon_clock.infrastructure.event_store.subscription import Batch, Follower
+from coupon_clock.infrastructure.event_store.subscription import Batch, Subscription
 from coupon_clock.infrastructure.loop import Counts
-from coupon_clock.infrastructure.postgres.errors import translate_errors
-from coupon_clock.infrastructure.postgres.pool import Pool
+from coupon_clock.infrastructure.postgres.database import fetch_one
 from coupon_clock.projections.engine.projection import (
     Key,
     Projection,
@@ -28,8 +26,7 @@ BATCH = 2_000
 LONG_GAP_S = 1.0
 ASK_EVERY_S = 5.0
 
-FOLD_VERSION = "SELECT fold_version FROM checkpoint WHERE name = %s"
-IS_MINE = "SELECT EXISTS (SELECT FROM checkpoint WHERE leased_by = %s AND name = %s)"
+FOLD_VERSION = "SELECT fold_version FROM {schema}.checkpoint WHERE name = %s"
 
 log = structlog.get_logger()
 
@@ -47,26 +44,25 @@ class Projector:
 
     def __init__(
         self,
-        pool: Pool,
         store: EventStore[Event],
         projection: Projection[Any],
         table: str | None = None,
         batch: int = BATCH,
     ) -> None:
-        self._pool = pool
+        self._database = store.database
         self._projection = projection
         self._table = table or projection.name
-        self._follower = Follower(pool, store, self._table, self._apply, batch)
+        self._subscription = Subscription(store, self._table, self._apply, batch)
         self._asked_at = float("-inf")
         self.standing = Standing()
-        self.release = self._follower.release
-        self.paced = self._follower.paced
+        self.release = self._subscription.release
+        self.paced = self._subscription.paced
 
     def run_once(self) -> Counts:
         """One batch. Raises UnreadableEvent and ReadModelOutdated, where it stops until other code comes: nothing is
         ever skipped. Raises CheckpointLost, DatabaseUnavailable: run it again."""
         try:
-            followed = self._follower.run_once()
+            followed = self._subscription.run_once()
         except (UnreadableEvent, ReadModelOutdated) as error:
             self._stand(Standing("blocked", str(error)))
             raise
@@ -74,29 +70,26 @@ class Projector:
         return followed
 
     def _apply(self, batch: Batch[Event]) -> None:
-        with translate_errors(), self._pool.connection() as connection, connection.transaction():
+        with self._database.connection() as connection, connection.transaction():
             batch.advance(connection)
-            (fold_version,) = one(connection, FOLD_VERSION, self._table)
+            (fold_version,) = fetch_one(connection, self._database.sql(FOLD_VERSION), self._table)
             refuse_other_fold(self._projection, fold_version)
             with same_shape(self._projection):
                 keys = {self._projection.key(envelope) for envelope in batch.envelopes}
-                rows = load(connection, self._projection, self._table, keys)
-                save(connection, self._projection, self._table, folded(self._projection, rows, batch.envelopes))
+                rows = load(connection, self._database.schema, self._projection, self._table, keys)
+                rows_after = folded(self._projection, rows, batch.envelopes)
+                save(connection, self._database.schema, self._projection, self._table, rows_after)
 
     def _standing(self, followed: Counts) -> Standing:
-        lag = self._follower.lag
+        lag = self._subscription.lag
         if lag.blocked_for is not None and lag.blocked_for > LONG_GAP_S:
             return Standing("blocked", "a transaction has drawn a position and is not done yet")
         if followed or lag.events:
             return Standing("behind" if lag.events else "caught up")
         if monotonic() - self._asked_at > ASK_EVERY_S:
             self._asked_at = monotonic()
-            return Standing("caught up" if self._is_mine() else "standing by")
+            return Standing("caught up" if self._subscription.checkpoint.is_leased() else "standing by")
         return self.standing
-
-    def _is_mine(self) -> bool:
-        with translate_errors(), self._pool.connection() as connection:
-            return bool(one(connection, IS_MINE, self._follower.identity, self._table)[0])
 
     def _stand(self, standing: Standing) -> None:
         """Said once each time it gets stuck, and once when it goes on."""

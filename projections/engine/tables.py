@@ -7,56 +7,66 @@ from typing import Any, NamedTuple
 import msgspec
 from psycopg import Connection
 from psycopg.rows import TupleRow, dict_row
-from sqlalchemy import Select, Table
+from sqlalchemy import MetaData, Select, Table
 from sqlalchemy.dialects.postgresql import psycopg
 from sqlalchemy.schema import AddConstraint, CreateColumn, CreateIndex, CreateTable
+from sqlalchemy.sql.elements import quoted_name
 from sqlalchemy.sql.expression import ClauseElement
 
+from coupon_clock.infrastructure.postgres.database import Schema
 from coupon_clock.projections.engine.projection import Key, Projection, Row
 
 DIALECT = psycopg.dialect()  # type: ignore[no-untyped-call]
 
-BEGIN = "INSERT INTO checkpoint (name, position, fold_version) VALUES (%s, 0, %s) ON CONFLICT DO NOTHING"
+BEGIN = "INSERT INTO {schema}.checkpoint (name, position, fold_version) VALUES (%s, 0, %s) ON CONFLICT DO NOTHING"
 
 
-def create(connection: Connection[TupleRow], projection: Projection[Any]) -> None:
+def in_schema(table: Table) -> Table:
+    """The table in `{schema}`, which `Schema.sql` fills in."""
+    return table.to_metadata(MetaData(), schema=quoted_name("{schema}", quote=False))
+
+
+def create(connection: Connection[TupleRow], schema: Schema, projection: Projection[Any]) -> None:
     """The live table, its indexes and its checkpoint, where they are missing."""
-    table = projection.table(projection.name)
-    connection.execute(sql(CreateTable(table, if_not_exists=True)))
+    table = in_schema(projection.table(projection.name))
+    connection.execute(schema.sql(sql(CreateTable(table, if_not_exists=True))))
     for index in table.indexes:
-        connection.execute(sql(CreateIndex(index, if_not_exists=True)))
-    connection.execute(BEGIN, (projection.name, projection.fold_version))
+        connection.execute(schema.sql(sql(CreateIndex(index, if_not_exists=True))))
+    connection.execute(schema.sql(BEGIN), (projection.name, projection.fold_version))
 
 
-def create_bare(connection: Connection[TupleRow], table: Table) -> None:
+def create_bare(connection: Connection[TupleRow], schema: Schema, table: Table) -> None:
     """Without key and indexes, which cost less once the rows are in."""
     columns = ", ".join(sql(CreateColumn(column)) for column in table.columns)
-    connection.execute(f"CREATE TABLE {table.name} ({columns})")
+    connection.execute(schema.sql(f"CREATE TABLE {{schema}}.{{name}} ({columns})", name=table.name))
 
 
-def complete(connection: Connection[TupleRow], table: Table) -> None:
+def complete(connection: Connection[TupleRow], schema: Schema, table: Table) -> None:
     """Adds to a bare table what it lacks."""
-    connection.execute(sql(AddConstraint(table.primary_key)))
+    table = in_schema(table)
+    connection.execute(schema.sql(sql(AddConstraint(table.primary_key))))
     for index in table.indexes:
-        connection.execute(sql(CreateIndex(index)))
-    connection.execute(f"ANALYZE {table.name}")
+        connection.execute(schema.sql(sql(CreateIndex(index))))
+    connection.execute(schema.sql("ANALYZE {schema}.{name}", name=table.name))
 
 
 def load(
-    connection: Connection[TupleRow], projection: Projection[Row], table: str, keys: Iterable[Key]
+    connection: Connection[TupleRow], schema: Schema, projection: Projection[Row], table: str, keys: Iterable[Key]
 ) -> dict[Key, Row]:
     """The rows that exist of those keys."""
-    statements = statements_of(projection, table)
+    statements = statements_of(schema, projection, table)
     columns = [list(column) for column in zip(*keys, strict=True)]
     (stored,) = connection.execute(statements.load, columns, prepare=True).fetchone() or ("[]",)
     rows: list[Row] = statements.decode(stored)
     return {tuple(getattr(row, name) for name in statements.key): row for row in rows}
 
 
-def save(connection: Connection[TupleRow], projection: Projection[Row], table: str, rows: Sequence[Row]) -> None:
+def save(
+    connection: Connection[TupleRow], schema: Schema, projection: Projection[Row], table: str, rows: Sequence[Row]
+) -> None:
     """Inserts or replaces."""
     stored = msgspec.json.encode(rows).decode()
-    connection.execute(statements_of(projection, table).save, (stored,), prepare=True)
+    connection.execute(statements_of(schema, projection, table).save, (stored,), prepare=True)
 
 
 class Statements(NamedTuple):
@@ -64,28 +74,30 @@ class Statements(NamedTuple):
     msgspec and PostgreSQL both are quickest at: a third of the time of arrays or of one statement a row."""
 
     key: tuple[str, ...]
-    load: str
-    save: str
+    load: bytes
+    save: bytes
     decode: Callable[[str], Any]
 
 
 @cache
-def statements_of(projection: Projection[Any], name: str) -> Statements:
+def statements_of(schema: Schema, projection: Projection[Any], name: str) -> Statements:
     table = projection.table(name)
     columns = projection.row.__struct_fields__
     key = tuple(str(column.name) for column in table.primary_key.columns)
     others = [column for column in columns if column not in key]
     return Statements(
         key=key,
-        load=(
-            f"SELECT coalesce(json_agg({name}), '[]')::text FROM {name} "
+        load=schema.sql(
+            "SELECT coalesce(json_agg({name}), '[]')::text FROM {schema}.{name} "
             f"JOIN unnest({', '.join(array(table, column) for column in key)}) AS wanted ({', '.join(key)}) "
-            f"USING ({', '.join(key)})"
+            f"USING ({', '.join(key)})",
+            name=name,
         ),
-        save=(
-            f"INSERT INTO {name} ({', '.join(columns)}) "
-            f"SELECT {', '.join(columns)} FROM json_populate_recordset(NULL::{name}, %s) "
-            f"ON CONFLICT ({', '.join(key)}) DO UPDATE SET {', '.join(f'{c} = excluded.{c}' for c in others)}"
+        save=schema.sql(
+            f"INSERT INTO {{schema}}.{{name}} ({', '.join(columns)}) "
+            f"SELECT {', '.join(columns)} FROM json_populate_recordset(NULL::{{schema}}.{{name}}, %s) "
+            f"ON CONFLICT ({', '.join(key)}) DO UPDATE SET {', '.join(f'{c} = excluded.{c}' for c in others)}",
+            name=name,
         ),
         decode=msgspec.json.Decoder(list[projection.row]).decode,  # type: ignore[name-defined]
     )
@@ -95,11 +107,11 @@ def array(table: Table, column: str) -> str:
     return f"%s::{table.c[column].type.compile(dialect=DIALECT)}[]"
 
 
-def selected(connection: Connection[TupleRow], statement: Select[Any]) -> list[dict[str, Any]]:
+def selected(connection: Connection[TupleRow], schema: Schema, statement: Select[Any]) -> list[dict[str, Any]]:
     """SQLAlchemy writes the statement, psycopg runs it: the same connections, pool and transactions as all else."""
     compiled = statement.compile(dialect=DIALECT)
     with connection.cursor(row_factory=dict_row) as cursor:
-        return cursor.execute(str(compiled), compiled.params).fetchall()
+        return cursor.execute(schema.sql(str(compiled)), compiled.params).fetchall()
 
 
 def sql(element: ClauseElement) -> str:

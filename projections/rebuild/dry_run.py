@@ -2,17 +2,15 @@
 
 from time import monotonic
 from typing import Any
-from uuid import UUID
 
 from msgspec import Struct
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from coupon_clock.domain.events import Event
-from coupon_clock.infrastructure.event_store.bulk_reader import LOG_TYPES, copied, snapshot, streams
-from coupon_clock.infrastructure.event_store.migrations import one
+from coupon_clock.infrastructure.event_store.bulk_reader import in_position_order, snapshot, streams
 from coupon_clock.infrastructure.event_store.store import EventStore
-from coupon_clock.infrastructure.settings import Settings
+from coupon_clock.infrastructure.postgres.database import fetch_one
 from coupon_clock.projections.engine.projection import Key, Projection
 from coupon_clock.projections.engine.projector import applied
 from coupon_clock.projections.rebuild.rebuild import Progress
@@ -20,15 +18,7 @@ from coupon_clock.projections.rebuild.replay import folded
 
 TELL_EVERY = 10_000
 
-IN_POSITION_ORDER = """
-COPY (SELECT originator_id, originator_version, notification_id, state
-        FROM coupon_template_events
-       WHERE notification_id <= %(position)s
-       ORDER BY notification_id)
-  TO STDOUT (FORMAT BINARY)
-"""
-
-LOG = "SELECT count(*), coalesce(max(notification_id), 0) FROM coupon_template_events"
+LOG = "SELECT count(*), coalesce(max(notification_id), 0) FROM {schema}.event"
 
 
 class DryRun(Struct, frozen=True):
@@ -40,11 +30,11 @@ class DryRun(Struct, frozen=True):
     seconds: float
 
 
-def dry_run(settings: Settings, store: EventStore[Event], projection: Projection[Any], progress: Progress) -> DryRun:
+def dry_run(store: EventStore[Event], projection: Projection[Any], progress: Progress) -> DryRun:
     """Raises UnreadableEvent, DatabaseUnavailable."""
     started = monotonic()
-    with snapshot(settings) as (log,):
-        (events, end) = one(log, LOG)
+    with snapshot(store.database) as (log,):
+        (events, end) = fetch_one(log, store.database.sql(LOG))
         if projection.one_row_a_stream:
             rows = _fold_streams(log, store, projection, events, progress)
         else:
@@ -71,9 +61,8 @@ def folded_by_key(
 ) -> dict[Key, Any]:
     """All rows as of that position, in memory. Raises UnreadableEvent."""
     rows: dict[Key, Any] = {}
-    with copied(connection, IN_POSITION_ORDER, LOG_TYPES, {"position": until}) as events:
-        for raw_id, version, at, state in events:
-            envelope = store.envelope(UUID(bytes=raw_id), version, at, state)
+    with in_position_order(connection, store, until) as envelopes:
+        for envelope in envelopes:
             key = projection.key(envelope)
             rows[key] = applied(projection, rows.get(key), envelope)
     return rows

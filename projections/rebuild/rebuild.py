@@ -21,11 +21,9 @@ from psycopg.rows import TupleRow
 
 from coupon_clock.domain.errors import CouponClockError
 from coupon_clock.domain.events import Event
-from coupon_clock.infrastructure.event_store.log_reader import end_of_log, settled_end_of_log
-from coupon_clock.infrastructure.event_store.migrations import one
 from coupon_clock.infrastructure.event_store.store import EventStore
+from coupon_clock.infrastructure.postgres.database import Database, fetch_one
 from coupon_clock.infrastructure.postgres.errors import first_line, translate_errors
-from coupon_clock.infrastructure.postgres.pool import Pool, connect
 from coupon_clock.infrastructure.settings import Settings
 from coupon_clock.projections.engine.projection import Projection
 from coupon_clock.projections.engine.projector import Projector
@@ -42,28 +40,31 @@ SWAP_PAUSE_S = 0.2
 SWAP_PATIENCE_S = 600
 
 REBUILD_LOCK = 1129271119
-LOCK = "SELECT pg_try_advisory_lock(%s, hashtext(current_schema() || '.' || %s))"
+LOCK = "SELECT pg_try_advisory_lock(%s, hashtext('{schema}.' || %s))"
 HOLDER = """
 SELECT application_name || ', connected since ' || to_char(backend_start, 'YYYY-MM-DD HH24:MI:SS TZ')
        || ', server process ' || pid
   FROM pg_locks JOIN pg_stat_activity USING (pid)
  WHERE locktype = 'advisory' AND pg_locks.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-   AND classid = %s AND objid::bigint = hashtext(current_schema() || '.' || %s)::bigint & 4294967295 AND granted
+   AND classid = %s AND objid::bigint = hashtext('{schema}.' || %s)::bigint & 4294967295 AND granted
 """
 
 DECIDE = """
-INSERT INTO checkpoint (name, position, fold_version) VALUES (%(shadow)s, %(position)s, %(fold_version)s)
+INSERT INTO {schema}.checkpoint AS earlier (name, position, fold_version)
+VALUES (%(shadow)s, %(position)s, %(fold_version)s)
     ON CONFLICT (name) DO UPDATE
-   SET position = excluded.position, fold_version = excluded.fold_version, build = checkpoint.build + 1,
+   SET position = excluded.position, fold_version = excluded.fold_version, build = earlier.build + 1,
        leased_by = NULL, leased_until = NULL
 """
 # The one that died may still hold its lease. `build` keeps it from going on, if it did not die after all.
 TAKE_UP = """
-UPDATE checkpoint
+UPDATE {schema}.checkpoint
    SET leased_by = NULL, leased_until = NULL, build = build + 1
  WHERE name = %s
 RETURNING fold_version
 """
+
+POSITION = "SELECT position FROM {schema}.checkpoint WHERE name = %s"
 
 Step = Literal["replaying", "indexing", "catching up", "swapping"]
 Progress = Callable[[Step, int, int], object]
@@ -123,8 +124,6 @@ end them, then run `coupon-clock rebuild {name} --resume`."""
 
 
 def rebuild(
-    settings: Settings,
-    pool: Pool,
     store: EventStore[Event],
     projection: Projection[Any],
     options: RebuildOptions,
@@ -133,17 +132,17 @@ def rebuild(
     """Until the new rows are live. Raises RebuildRunning, ShadowOfOtherFold, SwapBlocked, OldTableInUse (of the rebuild
     before), UnreadableEvent, DatabaseUnavailable; the live ones are then as they were."""
     started = monotonic()
-    with translate_errors(), only_rebuild(settings, projection) as connection:
-        helpers = further_processes(options, projection, end_of_log(pool))
-        work = Rebuild(settings, pool, store, projection, options, progress, connection)
+    with translate_errors(), only_rebuild(store.database, projection) as connection:
+        helpers = further_processes(options, projection, store.end())
+        work = Rebuild(store, projection, options, progress, connection)
         with workers(helpers) as others:
             work.prepare()
-            if exists(connection, f"{projection.shadow}_chunk"):
+            if exists(connection, store.database.schema, f"{projection.shadow}_chunk"):
                 work.replay(others)
                 work.complete()
         position = work.swap_in()
         try:
-            clear_away(connection, projection, options.keep_old)
+            clear_away(connection, store.database.schema, projection, options.keep_old)
         except OldTableInUse as error:
             log.warning("live, but the old table stays", action="rebuild", why=str(error))
     return Rebuilt(projection.name, position, work.events, monotonic() - started)
@@ -159,13 +158,13 @@ def further_processes(options: RebuildOptions, projection: Projection[Any], even
 
 
 @contextmanager
-def only_rebuild(settings: Settings, projection: Projection[Any]) -> Iterator[Connection[TupleRow]]:
+def only_rebuild(database: Database, projection: Projection[Any]) -> Iterator[Connection[TupleRow]]:
     """The connection that holds the right to rebuild; all that decides goes through it, so that losing it ends it."""
-    with connect(settings) as connection:
+    with database.connect() as connection:
         who = f"coupon-clock rebuild on {socket.gethostname()}, process {os.getpid()}"
         connection.execute("SELECT set_config('application_name', left(%s, 63), false)", (who,))
-        if not one(connection, LOCK, REBUILD_LOCK, projection.name)[0]:
-            found = connection.execute(HOLDER, (REBUILD_LOCK, projection.name)).fetchone()
+        if not fetch_one(connection, database.sql(LOCK), REBUILD_LOCK, projection.name)[0]:
+            found = connection.execute(database.sql(HOLDER), (REBUILD_LOCK, projection.name)).fetchone()
             raise RebuildRunning(projection.name, found[0] if found else "just ending")
         connection.execute("SET statement_timeout = 0")
         yield connection
@@ -176,17 +175,14 @@ class Rebuild:
 
     def __init__(
         self,
-        settings: Settings,
-        pool: Pool,
         store: EventStore[Event],
         projection: Projection[Any],
         options: RebuildOptions,
         progress: Progress,
         connection: Connection[TupleRow],
     ) -> None:
-        self._settings = settings
-        self._pool = pool
         self._store = store
+        self._schema = store.database.schema
         self._projection = projection
         self._options = options
         self._progress = progress
@@ -198,24 +194,25 @@ class Rebuild:
 
     def prepare(self) -> None:
         """Decides up to which position the log is replayed, or takes up what an interrupted run decided."""
-        clear_away(self._connection, self._projection, keep=False)
+        clear_away(self._connection, self._schema, self._projection, keep=False)
         if self._options.resume and self._taken_up():
             return
-        position = settled_end_of_log(self._pool) if self._projection.one_row_a_stream else 0
+        position = self._store.settled_end() if self._projection.one_row_a_stream else 0
         table = self._projection.table(self._shadow)
         decided = {"shadow": self._shadow, "position": position, "fold_version": self._projection.fold_version}
         with self._connection.transaction():
-            self._connection.execute(f"DROP TABLE IF EXISTS {self._shadow}, {self._shadow}_chunk")
-            create_bare(self._connection, table)
+            drop = "DROP TABLE IF EXISTS {schema}.{shadow}, {schema}.{chunk}"
+            self._connection.execute(self._schema.sql(drop, shadow=self._shadow, chunk=f"{self._shadow}_chunk"))
+            create_bare(self._connection, self._schema, table)
             if self._projection.one_row_a_stream:
-                replay.plan(self._connection, self._shadow)
+                replay.plan(self._connection, self._schema, self._shadow)
             else:
-                complete(self._connection, table)
-            self._connection.execute(DECIDE, decided)
+                complete(self._connection, self._schema, table)
+            self._connection.execute(self._schema.sql(DECIDE), decided)
 
     def _taken_up(self) -> bool:
-        found = self._connection.execute(TAKE_UP, (self._shadow,)).fetchone()
-        if found is None or not exists(self._connection, self._shadow):
+        found = self._connection.execute(self._schema.sql(TAKE_UP), (self._shadow,)).fetchone()
+        if found is None or not exists(self._connection, self._schema, self._shadow):
             return False
         (fold_version,) = found
         if fold_version != self._projection.fold_version:
@@ -229,11 +226,11 @@ class Rebuild:
         position = self._position()
         rate = self._options.events_per_s
         share = rate / (len(others) + 1) if rate else None
-        replay.free(self._connection, self._shadow)
-        others.begin(job(self._settings, self._projection, position, share))
+        replay.free(self._connection, self._schema, self._shadow)
+        others.begin(job(self._store.database.settings, self._projection, position, share))
         self._replay_chunks(position, share)
         others.wait()
-        replay.free(self._connection, self._shadow)  # of those that died
+        replay.free(self._connection, self._schema, self._shadow)  # of those that died
         self._replay_chunks(position, share)
 
     def _replay_chunks(self, position: int, events_per_s: float | None) -> None:
@@ -245,26 +242,26 @@ class Rebuild:
             pace.passed(events)
 
     def _tell_replayed(self) -> None:
-        self._progress("replaying", *replay.progress(self._connection, self._shadow))
+        self._progress("replaying", *replay.progress(self._connection, self._schema, self._shadow))
 
     def complete(self) -> None:
         """Keys, indexes and statistics; without its chunks the shadow counts as replayed."""
-        events, _ = replay.progress(self._connection, self._shadow)
+        events, _ = replay.progress(self._connection, self._schema, self._shadow)
         self.events += events
         self._progress("indexing", events, events)
         with self._connection.transaction():
-            complete(self._connection, self._projection.table(self._shadow))
-            self._connection.execute(f"DROP TABLE {self._shadow}_chunk")
+            complete(self._connection, self._schema, self._projection.table(self._shadow))
+            self._connection.execute(self._schema.sql("DROP TABLE {schema}.{chunk}", chunk=f"{self._shadow}_chunk"))
 
     # ── up to date, and live ─────────────────────────────────────────────────────────────────────
 
     def swap_in(self) -> int:
-        projector = Projector(self._pool, self._store, self._projection, self._shadow, CATCH_UP_BATCH)
+        projector = Projector(self._store, self._projection, self._shadow, CATCH_UP_BATCH)
         give_up_at = monotonic() + SWAP_PATIENCE_S
         while True:
             self._catch_up(projector)
             try:
-                position = swap(self._connection, self._projection)
+                position = swap(self._connection, self._schema, self._projection)
             except LockNotAvailable as error:
                 self._wait_for_readers(give_up_at, error)
             else:
@@ -272,7 +269,7 @@ class Rebuild:
                     return position
 
     def _catch_up(self, projector: Projector) -> None:
-        end = end_of_log(self._pool)
+        end = self._store.end()
         pace = Pace(self._options.events_per_s, sleep)
         while True:
             followed = projector.run_once()["followed"]
@@ -286,14 +283,14 @@ class Rebuild:
                 sleep(GAP_PAUSE_S)
 
     def _wait_for_readers(self, give_up_at: float, error: LockNotAvailable) -> None:
-        pids = holders(self._connection, self._projection)
+        pids = holders(self._connection, self._schema, self._projection)
         if monotonic() > give_up_at:
             raise SwapBlocked(self._projection.name, pids)
         log.info("waiting for readers", action="swap", server_processes=pids, why=first_line(error))
         sleep(SWAP_PAUSE_S)
 
     def _position(self) -> int:
-        return int(one(self._connection, "SELECT position FROM checkpoint WHERE name = %s", self._shadow)[0])
+        return int(fetch_one(self._connection, self._schema.sql(POSITION), self._shadow)[0])
 
 
 def job(settings: Settings, projection: Projection[Any], position: int, events_per_s: float | None) -> Job:

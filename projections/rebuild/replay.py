@@ -16,16 +16,17 @@ from psycopg.rows import TupleRow
 
 from coupon_clock.domain.errors import CouponClockError
 from coupon_clock.domain.events import Event
-from coupon_clock.infrastructure.event_store.bulk_reader import LOG, streams
+from coupon_clock.infrastructure.event_store.bulk_reader import CHUNK, streams
 from coupon_clock.infrastructure.event_store.store import Envelope, EventStore
+from coupon_clock.infrastructure.postgres.database import Schema
 from coupon_clock.projections.engine.projection import Projection
 from coupon_clock.projections.engine.projector import unreadable
 from coupon_clock.projections.rebuild.binary_rows import HEADER, TRAILER, encoder
 
-CHUNK = 10_000
+EVENTS_A_CHUNK = 10_000
 
 CREATE = """
-CREATE TABLE {shadow}_chunk (
+CREATE TABLE {schema}.{chunk} (
     number     bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     after      uuid,
     through    uuid   NOT NULL,
@@ -35,12 +36,12 @@ CREATE TABLE {shadow}_chunk (
 )
 """
 
-LAST_STREAM = "SELECT originator_id FROM coupon_template_events ORDER BY originator_id DESC LIMIT 1"
+LAST_STREAM = "SELECT originator_id FROM {schema}.event ORDER BY originator_id DESC LIMIT 1"
 
 NEXT_CHUNK = """
 SELECT originator_id, count(*) OVER ()
   FROM (SELECT originator_id
-          FROM coupon_template_events
+          FROM {schema}.event
          WHERE originator_id > %(after)s AND originator_id <= %(last)s
          ORDER BY originator_id
          LIMIT %(size)s) AS events
@@ -50,10 +51,10 @@ SELECT originator_id, count(*) OVER ()
 FIRST_CHUNK = NEXT_CHUNK.replace("originator_id > %(after)s AND ", "")
 
 CLAIM = """
-UPDATE {shadow}_chunk
+UPDATE {schema}.{chunk}
    SET claimed_by = %s
  WHERE number = (SELECT number
-                   FROM {shadow}_chunk
+                   FROM {schema}.{chunk}
                   WHERE claimed_by IS NULL
                   ORDER BY number
                   LIMIT 1
@@ -61,19 +62,14 @@ UPDATE {shadow}_chunk
 RETURNING number, after, through
 """
 
-DONE = "UPDATE {shadow}_chunk SET events = %s WHERE number = %s AND claimed_by = %s AND events IS NULL"
+DONE = "UPDATE {schema}.{chunk} SET events = %s WHERE number = %s AND claimed_by = %s AND events IS NULL"
 
-FREE = "UPDATE {shadow}_chunk SET claimed_by = NULL WHERE events IS NULL"
+FREE = "UPDATE {schema}.{chunk} SET claimed_by = NULL WHERE events IS NULL"
 
 PROGRESS = """
 SELECT coalesce(sum(events), 0)::bigint, coalesce(sum(coalesce(events, planned)), 0)::bigint
-  FROM {shadow}_chunk
+  FROM {schema}.{chunk}
 """
-
-EVENTS = LOG.format(
-    which="(%(after)s::uuid IS NULL OR originator_id > %(after)s::uuid) AND originator_id <= %(through)s::uuid"
-    " AND notification_id <= %(position)s"
-)
 
 
 @dataclass(eq=False)
@@ -91,36 +87,40 @@ class Chunk(NamedTuple):
     through: UUID
 
 
-def plan(connection: Connection[TupleRow], shadow: str) -> None:
+def plan(connection: Connection[TupleRow], schema: Schema, shadow: str) -> None:
     """Cuts the streams that exist into chunks of about 10,000 events. A later stream has only later events."""
-    connection.execute(CREATE.format(shadow=shadow))
-    found = connection.execute(LAST_STREAM).fetchone()
+    chunk = f"{shadow}_chunk"
+    connection.execute(schema.sql(CREATE, chunk=chunk))
+    found = connection.execute(schema.sql(LAST_STREAM)).fetchone()
     (last,) = found if found else (None,)
     through, statement = None, FIRST_CHUNK
     while through != last:
-        (beyond, planned) = _next_chunk(connection, statement, through, last)
+        (beyond, planned) = _next_chunk(connection, schema.sql(statement), through, last)
         connection.execute(
-            f"INSERT INTO {shadow}_chunk (after, through, planned) VALUES (%s, %s, %s)", (through, beyond, planned)
+            schema.sql("INSERT INTO {schema}.{chunk} (after, through, planned) VALUES (%s, %s, %s)", chunk=chunk),
+            (through, beyond, planned),
         )
         through, statement = beyond, NEXT_CHUNK
 
 
 def _next_chunk(
-    connection: Connection[TupleRow], statement: str, after: UUID | None, last: UUID | None
+    connection: Connection[TupleRow], statement: bytes, after: UUID | None, last: UUID | None
 ) -> tuple[UUID, int]:
-    found = connection.execute(statement, {"after": after, "last": last, "size": CHUNK}, prepare=True).fetchone()
+    found = connection.execute(
+        statement, {"after": after, "last": last, "size": EVENTS_A_CHUNK}, prepare=True
+    ).fetchone()
     assert found is not None, "events are never deleted"
     return found[0], found[1]
 
 
-def free(connection: Connection[TupleRow], shadow: str) -> None:
+def free(connection: Connection[TupleRow], schema: Schema, shadow: str) -> None:
     """Gives back what the dead have claimed."""
-    connection.execute(FREE.format(shadow=shadow))
+    connection.execute(schema.sql(FREE, chunk=f"{shadow}_chunk"))
 
 
-def progress(connection: Connection[TupleRow], shadow: str) -> tuple[int, int]:
+def progress(connection: Connection[TupleRow], schema: Schema, shadow: str) -> tuple[int, int]:
     """How many events are done, of about how many."""
-    found = connection.execute(PROGRESS.format(shadow=shadow)).fetchone()
+    found = connection.execute(schema.sql(PROGRESS, chunk=f"{shadow}_chunk")).fetchone()
     assert found is not None
     return found[0], found[1]
 
@@ -138,6 +138,7 @@ class Replay:
         self._connection = connection
         self._store = store
         self._projection = projection
+        self._schema = store.database.schema
         self._shadow = projection.shadow
         self._position = position
         self._encode = encoder(projection.table(projection.shadow))
@@ -155,20 +156,22 @@ class Replay:
         with self._connection.transaction():
             # What a crash takes back takes its note along; the swap waits for the disk.
             self._connection.execute("SET LOCAL synchronous_commit = off")
-            done = DONE.format(shadow=self._shadow)
+            done = self._schema.sql(DONE, chunk=f"{self._shadow}_chunk")
             if self._connection.execute(done, (events, chunk.number, self._identity)).rowcount != 1:
                 raise ShadowTakenOver(self._projection.name)
             self._write(rows)
         return events
 
     def _claim(self) -> Chunk | None:
-        found = self._connection.execute(CLAIM.format(shadow=self._shadow), (self._identity,), prepare=True).fetchone()
+        found = self._connection.execute(
+            self._schema.sql(CLAIM, chunk=f"{self._shadow}_chunk"), (self._identity,), prepare=True
+        ).fetchone()
         return Chunk(*found) if found else None
 
     def _folded(self, chunk: Chunk) -> tuple[list[bytes], int]:
         parameters = {"after": chunk.after, "through": chunk.through, "position": self._position}
         rows, events = [], 0
-        with streams(self._connection, self._store, EVENTS, parameters) as found:
+        with streams(self._connection, self._store, CHUNK, parameters) as found:
             for _, envelopes in found:
                 rows.append(self._encode(astuple(folded(self._projection, envelopes))))
                 events += len(envelopes)
@@ -177,7 +180,9 @@ class Replay:
     def _write(self, rows: list[bytes]) -> None:
         with (
             self._connection.cursor() as cursor,
-            cursor.copy(f"COPY {self._shadow} FROM STDIN (FORMAT BINARY)") as copy,
+            cursor.copy(
+                self._schema.sql("COPY {schema}.{shadow} FROM STDIN (FORMAT BINARY)", shadow=self._shadow)
+            ) as copy,
         ):
             copy.write(HEADER + b"".join(rows) + TRAILER)
 

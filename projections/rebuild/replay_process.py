@@ -19,9 +19,8 @@ from msgspec import Struct
 
 from coupon_clock.domain.errors import CouponClockError
 from coupon_clock.domain.events import StoredEvent
+from coupon_clock.infrastructure.event_store.migrations import open_database
 from coupon_clock.infrastructure.event_store.store import EventStore
-from coupon_clock.infrastructure.postgres.errors import translate_errors
-from coupon_clock.infrastructure.postgres.pool import open_pool
 from coupon_clock.infrastructure.postgres.server_clock import ServerClock
 from coupon_clock.infrastructure.settings import Settings
 from coupon_clock.projections.rebuild.replay import Pace, Replay
@@ -117,9 +116,8 @@ def told_to_stop(within: float = 0.0) -> bool:
 
 def work(job: Job) -> None:
     settings = Settings.load(database_url=job.database_url, database_schema=job.database_schema, database_connections=2)
-    pool = open_pool(settings)
-    with pool, translate_errors(), pool.connection() as connection:
-        store: EventStore[StoredEvent] = EventStore(pool, ServerClock(), StoredEvent)
+    with open_database(settings) as database, database.connection() as connection:
+        store: EventStore[StoredEvent] = EventStore(database, ServerClock(), StoredEvent)
         replay = Replay(connection, store, projection_named(job.projection), job.position)
         pace = Pace(job.events_per_s, told_to_stop)
         while not told_to_stop() and (events := replay.run_once()) is not None:

@@ -6,14 +6,13 @@ golden/events.jsonl holds one stored record a line. Lines are only ever added: d
 from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
-from typing import get_args
 
 import pytest
 from msgspec import Struct, inspect
 
 from coupon_clock.domain.coupon_template import CouponTemplate, evolve, fold
 from coupon_clock.domain.events import Created, EndReason, Event, StockIncreased, StoredEvent, ValidityChanged
-from coupon_clock.infrastructure.event_store.store import Cause, Record, RecordFormat
+from coupon_clock.infrastructure.event_store.store import EventFormat
 from examples import (
     EVENING,
     EXPIRED_AT_NOON,
@@ -29,7 +28,7 @@ GOLDEN = (Path(__file__).parent / "golden" / "events.jsonl").read_bytes().splitl
 NO_LONGER_WRITTEN: set[int] = set()  # the numbers, from 1, of lines whose shape has a newer one further down
 LINE_NUMBERS = [f"line {number}" for number in range(1, len(GOLDEN) + 1)]
 
-STORED: RecordFormat[Event] = RecordFormat(StoredEvent)
+STORED: EventFormat[Event] = EventFormat(StoredEvent)
 
 
 # ── what events make of a template ───────────────────────────────────────────────────────────────
@@ -84,7 +83,7 @@ def test_what_another_writer_put_after_the_end_is_assigned_and_not_refused():
 
 @pytest.mark.parametrize("line", GOLDEN, ids=LINE_NUMBERS)
 def test_what_was_stored_once_is_read_whatever_todays_rules_say(line):
-    event = STORED.decode(line).event
+    event = STORED.decode(line)
 
     assert isinstance(event, Event)
     assert isinstance(fold([event] if isinstance(event, Created) else [created(), event]), CouponTemplate)
@@ -97,16 +96,15 @@ def test_what_was_read_is_written_as_it_was_stored(number, line):
 
 def test_every_shape_that_can_be_written_has_a_line():
     """Fails when a field is added, renamed or widened, or a new value is allowed: add a line that shows it."""
-    records = [STORED.decode(line) for line in GOLDEN]
-    unchanged = [record for record, line in zip(records, GOLDEN, strict=True) if STORED.encode(record) == line]
+    events = [STORED.decode(line) for line in GOLDEN]
+    unchanged = [event for event, line in zip(events, GOLDEN, strict=True) if STORED.encode(event) == line]
 
-    shown = {shape for record in unchanged for shape in shapes_shown(record, "")}
-    assert shown == set(shapes_declared(inspect.type_info(Record[Event]), ""))
-    assert {record.cause for record in unchanged} == set(get_args(Cause))
+    shown = {shape for event in unchanged for shape in shapes_shown(event, "")}
+    assert shown == set(shapes_declared(inspect.type_info(Event), ""))
 
 
 def shapes_declared(declared: inspect.Type, path: str) -> Iterator[str]:
-    """Every field with every type or value that it may have: `.event:CouponTemplate.Created.goods:NoneType`."""
+    """Every field with every type or value that it may have: `:CouponTemplate.Created.goods:NoneType`."""
     match declared:
         case inspect.UnionType():
             for alternative in declared.types:

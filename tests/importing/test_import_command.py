@@ -41,13 +41,13 @@ def fragile_postgres() -> Iterator[LocalPostgres]:
 
 def created(database_url: str) -> int:
     with psycopg.connect(database_url) as connection:
-        (count,) = connection.execute("SELECT count(*) FROM coupon_template_events").fetchone() or (0,)
+        (count,) = connection.execute("SELECT count(*) FROM coupon_clock.event").fetchone() or (0,)
     return count
 
 
 def ids_created(database_url: str) -> list[str]:
     with psycopg.connect(database_url) as connection:
-        return [str(i) for (i,) in connection.execute("SELECT originator_id FROM coupon_template_events ORDER BY 1")]
+        return [str(i) for (i,) in connection.execute("SELECT originator_id FROM coupon_clock.event ORDER BY 1")]
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from coupon_clock.domain.errors import OutcomeUnknown
 from coupon_clock.domain.events import Created
 from coupon_clock.importing.files import Format
 from coupon_clock.importing.importer import CHUNK, Tally, import_records, records_of
-from coupon_clock.infrastructure.event_store.migrations import UnsafeLog
+from coupon_clock.infrastructure.event_store.safety import UnsafeLog
 from coupon_clock.infrastructure.postgres.errors import DatabaseUnavailable
 from deadlines import eventually
 from examples import NOON, SHOP, TEMPLATE, a_template
@@ -25,8 +25,8 @@ def imported(app, data, data_format=Format.JSON, after=0):
 
 
 def ids_created(app) -> list[UUID]:
-    with app.pool.connection() as connection:
-        return sorted(i for (i,) in connection.execute("SELECT originator_id FROM coupon_template_events"))
+    with app.database.connection() as connection:
+        return sorted(i for (i,) in connection.execute("SELECT originator_id FROM coupon_clock.event"))
 
 
 def test_a_template_from_a_file_is_one_like_any_other(app):
@@ -130,10 +130,10 @@ def test_a_run_counts_what_it_did_itself(app):
 
 # ── stops ────────────────────────────────────────────────────────────────────────────────────────
 
-HOLD = "INSERT INTO coupon_template_events (originator_id, originator_version, topic, state) VALUES (%s, 1, 't', '?')"
+HOLD = "INSERT INTO coupon_clock.event (originator_id, originator_version, topic, state) VALUES (%s, 1, 't', '?')"
 OTHERS = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
 OTHERS_THAT_WAIT = f"{OTHERS} AND wait_event_type = 'Lock'"
-SEQUENCE = "coupon_template_events_notification_id_seq"
+SEQUENCE = "coupon_clock.event_notification_id_seq"
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def connection(database_url) -> Iterator[psycopg.Connection]:
 
 
 def test_without_a_database_nothing_is_refused_but_the_import_stops(live):
-    live.pool.close()
+    live.database.close()
 
     with pytest.raises(DatabaseUnavailable):
         imported(live, json_lines(*some_templates(1)))
@@ -165,10 +165,10 @@ def test_an_answer_that_got_lost_stops_the_import_and_the_same_again_makes_each_
 
 
 def test_a_log_that_became_unsafe_stops_the_import_before_anything_of_the_chunk_goes_in(live, connection):
-    live.pool.wait()
+    live.database._pool.wait()
     connection.execute(f"ALTER SEQUENCE {SEQUENCE} CACHE 20")
     eventually(lambda: connection.execute(f"{OTHERS} AND pid <> pg_backend_pid()").rowcount == 0)
 
     with pytest.raises(UnsafeLog):
         imported(live, json_lines(*some_templates(2)))
-    assert connection.execute("SELECT FROM coupon_template_events").rowcount == 0
+    assert connection.execute("SELECT FROM coupon_clock.event").rowcount == 0

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import psycopg
 import pytest
@@ -12,7 +12,7 @@ import pytest
 from coupon_clock.app import Application, Settings
 from coupon_clock.local_servers.rocketmq_server import LocalRocketMQ
 from coupon_clock.maintenance.doctor import examine
-from coupon_clock.testing import TURNABLE
+from coupon_clock.testing import ManualClock
 from deadlines import eventually
 from examples import ending_in
 
@@ -52,20 +52,18 @@ def test_missing_tables_are_named_with_the_command_that_makes_them(postgres):
 
 def test_a_sequence_that_would_break_followers_is_named_with_the_statement_that_mends_it(settings, database_url):
     with psycopg.connect(database_url) as connection:
-        connection.execute("ALTER SEQUENCE coupon_template_events_notification_id_seq CACHE 10")
+        connection.execute("ALTER SEQUENCE coupon_clock.event_notification_id_seq CACHE 10")
     assert "CACHE 1" in findings(settings)["log"]
 
 
 def test_clocks_that_disagree_are_named(settings, database_url):
-    with psycopg.connect(database_url) as connection:
-        connection.execute(TURNABLE)
-        connection.execute("INSERT INTO turned_clock VALUES (now() - interval '1 minute')")
+    ManualClock(settings, datetime.now(UTC) - timedelta(minutes=1))
     assert " s ahead of PostgreSQL's" in findings(settings)["clock"]
 
 
 def test_overdue_alarms_are_named_with_the_role_that_is_missing(settings, database_url):
     with psycopg.connect(database_url) as connection:
-        connection.execute("INSERT INTO alarm VALUES (gen_random_uuid(), '2026-01-01T00:00:00Z')")
+        connection.execute("INSERT INTO coupon_clock.alarm VALUES (gen_random_uuid(), '2026-01-01T00:00:00Z')")
     assert findings(settings)["reconciler"].startswith(
         "1 templates should have been ended already, the first at 2026-01-01"
     )
@@ -87,7 +85,7 @@ def test_the_command_prints_a_line_a_part_and_fails_where_something_is_wrong(dat
     assert [json.loads(line)["part"] for line in done.stdout.splitlines()] == HEALTHY
 
     with psycopg.connect(database_url) as connection:
-        connection.execute("INSERT INTO alarm VALUES (gen_random_uuid(), '2026-01-01T00:00:00Z')")
+        connection.execute("INSERT INTO coupon_clock.alarm VALUES (gen_random_uuid(), '2026-01-01T00:00:00Z')")
     done = doctor(database_url)
     assert done.returncode == 1
     assert "MEND  reconciler: 1 templates" in done.stdout

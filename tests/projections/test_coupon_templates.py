@@ -159,22 +159,22 @@ def test_an_id_is_no_text(app):
 # ── plans ────────────────────────────────────────────────────────────────────────────────────────
 
 MANY = f"""
-INSERT INTO coupon_template
+INSERT INTO coupon_clock.coupon_template
 SELECT md5(n::text)::uuid, CASE WHEN n %% 20 = 0 THEN {SHOP_OF_MANY} ELSE 100 + n %% 500 END, 'Sale ' || n, 'shop',
        'all_products', NULL, '{{"type": "FixedAmount", "amount_off": 1}}', '{{}}', '{{}}',
        %s, %s::timestamptz + n * interval '1 second', 1, NULL, NULL, 1, n
   FROM generate_series(1, {ROWS}) AS n
 """
 MONTHS = f"""
-INSERT INTO shop_month SELECT n / 12, '2026-01-01'::date + (n %% 12) * 31, 0, 0, 0, 0, 0, 0, n
+INSERT INTO coupon_clock.shop_month SELECT n / 12, '2026-01-01'::date + (n %% 12) * 31, 0, 0, 0, 0, 0, 0, n
   FROM generate_series(1, {ROWS}) AS n
 """
 
 
 def plan(app, statement) -> str:
     compiled = statement.compile(dialect=DIALECT)
-    with app.pool.connection() as connection:
-        found = connection.execute(f"EXPLAIN {compiled}", compiled.params).fetchall()
+    with app.database.connection() as connection:
+        found = connection.execute(app.database.sql(f"EXPLAIN {compiled}"), compiled.params).fetchall()
     return "\n".join(line for (line,) in found)
 
 
@@ -182,7 +182,7 @@ def plan(app, statement) -> str:
 def many(app, database_url) -> None:
     run_sql(database_url, MANY, MORNING, NOON)
     run_sql(database_url, MONTHS + "WHERE %s", True)
-    run_sql(database_url, "ANALYZE coupon_template, shop_month")
+    run_sql(database_url, "ANALYZE coupon_clock.coupon_template, coupon_clock.shop_month")
 
 
 @pytest.mark.parametrize("after", [None, UUID(int=2**127)], ids=["first page", "next page"])

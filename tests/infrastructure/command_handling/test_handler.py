@@ -11,13 +11,14 @@ from psycopg import Connection
 
 from coupon_clock.app import Application, Outcome
 from coupon_clock.domain.errors import CommandConflict, OutcomeUnknown
-from coupon_clock.infrastructure.event_store.store import APPEND, LOAD, UnreadableEvent
+from coupon_clock.infrastructure.event_store.recorder import EventLogRecorder
+from coupon_clock.infrastructure.event_store.store import UnreadableEvent
+from coupon_clock.infrastructure.postgres.database import connect
 from coupon_clock.infrastructure.postgres.errors import DatabaseUnavailable
-from coupon_clock.infrastructure.postgres.pool import connect
 from deadlines import eventually
 from examples import SHOP, ending_in, increase, terminate
 
-HOLD = "INSERT INTO coupon_template_events (originator_id, originator_version, topic, state) VALUES (%s, %s, 't', '?')"
+HOLD = "INSERT INTO coupon_clock.event (originator_id, originator_version, topic, state) VALUES (%s, %s, 't', '?')"
 
 
 @pytest.fixture
@@ -117,7 +118,8 @@ def test_the_same_command_twice_in_a_chunk_has_one_effect_and_one_outcome(live):
 
 def test_one_execute_is_two_round_trips(live):
     template = ending_in(3600)
-    assert statements_of(live, lambda: live.execute(template)) == [LOAD, APPEND]
+    sql, log = live.database.sql, EventLogRecorder
+    assert statements_of(live, lambda: live.execute(template)) == [sql(log.SELECT_STREAMS), sql(log.APPEND)]
 
 
 def statements_of(app: Application, call: Callable[[], object]) -> list[object]:
@@ -129,10 +131,10 @@ def statements_of(app: Application, call: Callable[[], object]) -> list[object]:
             sent.append(query)
             return super().execute(query, *arguments, **options)
 
-    app.pool.wait()
+    app.database._pool.wait()
     with ExitStack() as all_of_them:
-        for _ in range(app.pool.get_stats()["pool_size"]):
-            all_of_them.enter_context(app.pool.connection()).cursor_factory = Listening
+        for _ in range(app.database._pool.get_stats()["pool_size"]):
+            all_of_them.enter_context(app.database.connection()).cursor_factory = Listening
     call()
     return sent
 
@@ -185,8 +187,8 @@ def test_a_foreign_stream_with_a_hole_can_still_be_continued(live, connection):
     template = ending_in(3600)
     live.execute(template)
     copied = (
-        "INSERT INTO coupon_template_events (originator_id, originator_version, topic, state) "
-        "SELECT originator_id, 3, topic, state FROM coupon_template_events WHERE originator_id = %s"
+        "INSERT INTO coupon_clock.event (originator_id, originator_version, topic, state) "
+        "SELECT originator_id, 3, topic, state FROM coupon_clock.event WHERE originator_id = %s"
     )
     connection.execute(copied, (template.template_id,))
     outcome = live.execute(increase(template.template_id))

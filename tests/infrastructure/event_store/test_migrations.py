@@ -9,14 +9,17 @@ import pytest
 from psycopg import Connection
 from psycopg.errors import GeneratedAlways, RaiseException
 
-from coupon_clock.infrastructure.event_store import migrations as schema
-from coupon_clock.infrastructure.event_store.migrations import SchemaMissing, SchemaTooNew, UnsafeLog
-from coupon_clock.infrastructure.postgres.pool import connect
+from coupon_clock.infrastructure.event_store import migrations
+from coupon_clock.infrastructure.event_store.cluster_identity import failover_detected, remember_cluster
+from coupon_clock.infrastructure.event_store.migrations import SchemaMissing, SchemaTooNew
+from coupon_clock.infrastructure.event_store.safety import UnsafeLog
+from coupon_clock.infrastructure.postgres.database import Schema, connect, fetch_one
 from coupon_clock.infrastructure.settings import Settings
 from coupon_clock.local_servers.postgres import LocalPostgres
 from coupon_clock.testing import in_database
 
-SEQUENCE = "coupon_template_events_notification_id_seq"
+SCHEMA = Schema("coupon_clock")
+SEQUENCE = "coupon_clock.event_notification_id_seq"
 
 
 @pytest.fixture
@@ -45,7 +48,7 @@ def own_server(tmp_path) -> Iterator[LocalPostgres]:
 def insert(connection: Connection, events: int = 1) -> None:
     connection.execute(
         """
-        INSERT INTO coupon_template_events (originator_id, originator_version, topic, state)
+        INSERT INTO coupon_clock.event (originator_id, originator_version, topic, state)
         SELECT gen_random_uuid(), 1, 'topic', 'state' FROM generate_series(1, %s)
         """,
         (events,),
@@ -53,12 +56,12 @@ def insert(connection: Connection, events: int = 1) -> None:
 
 
 def setting(connection: Connection, name: str) -> str:
-    return schema.one(connection, "SELECT current_setting(%s)", name)[0]
+    return fetch_one(connection, "SELECT current_setting(%s)", name)[0]
 
 
 def then_refused(connection: Connection, *words: str) -> None:
     with pytest.raises(UnsafeLog) as refused:
-        schema.check(connection)
+        migrations.check(connection, SCHEMA)
     for word in words:
         assert word in str(refused.value)
 
@@ -69,45 +72,45 @@ def then_refused(connection: Connection, *words: str) -> None:
 def test_several_processes_migrate_at_once_and_each_number_is_applied_by_one(no_tables):
     def migrated(_: int) -> list[int]:
         with connect(no_tables) as connection:
-            return schema.migrate(connection)
+            return migrations.migrate(connection, SCHEMA)
 
     with ThreadPoolExecutor(8) as processes:
         applied = [number for numbers in processes.map(migrated, range(8)) for number in numbers]
-    assert applied == list(range(1, len(schema.MIGRATIONS) + 1))
+    assert applied == list(range(1, len(migrations.MIGRATIONS) + 1))
     with connect(no_tables) as connection:
-        schema.check(connection)
+        migrations.check(connection, SCHEMA)
 
 
 def test_all_tables_go_into_the_schema_that_is_set(no_tables):
-    elsewhere = no_tables.model_copy(update={"database_schema": "order"})
-    with connect(elsewhere) as connection:
-        schema.migrate(connection)
-        schema.check(connection)
-        assert schema.one(connection, "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == (0,)
+    elsewhere = Schema("order")
+    with connect(no_tables) as connection:
+        migrations.migrate(connection, elsewhere)
+        migrations.check(connection, elsewhere)
+        assert fetch_one(connection, "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == (0,)
 
 
 def test_code_newer_than_the_schema_says_so_and_stops(no_tables):
     with connect(no_tables) as connection, pytest.raises(SchemaMissing, match="coupon-clock migrate"):
-        schema.check(connection)
+        migrations.check(connection, SCHEMA)
 
 
 def test_code_older_than_the_schema_says_so_and_stops(connection):
-    connection.execute("INSERT INTO migration VALUES (99, clock_timestamp())")
+    connection.execute("INSERT INTO coupon_clock.schema_migration VALUES (99, clock_timestamp())")
     with pytest.raises(SchemaTooNew, match="newer coupon-clock"):
-        schema.check(connection)
+        migrations.check(connection, SCHEMA)
     with pytest.raises(SchemaTooNew):
-        schema.migrate(connection)
+        migrations.migrate(connection, SCHEMA)
 
 
 def test_a_role_that_only_owns_its_database_can_do_all(no_tables):
     with connect(no_tables) as connection:
         role = f"role_{uuid4().hex}"
-        database = schema.one(connection, "SELECT current_database()")[0]
+        database = fetch_one(connection, "SELECT current_database()")[0]
         connection.execute(f"CREATE ROLE {role}; ALTER DATABASE {database} OWNER TO {role}; SET ROLE {role}")
-        schema.migrate(connection)
-        schema.check(connection)
-        schema.remember_cluster(connection)
-        assert not schema.failover_detected(connection)
+        migrations.migrate(connection, SCHEMA)
+        migrations.check(connection, SCHEMA)
+        remember_cluster(connection, SCHEMA)
+        assert not failover_detected(connection, SCHEMA)
 
 
 # ── what the log refuses, from anybody ───────────────────────────────────────────────────────────
@@ -116,9 +119,9 @@ def test_a_role_that_only_owns_its_database_can_do_all(no_tables):
 @pytest.mark.parametrize(
     "change",
     [
-        "UPDATE coupon_template_events SET topic = 'other'",
-        "DELETE FROM coupon_template_events",
-        "TRUNCATE coupon_template_events",
+        "UPDATE coupon_clock.event SET topic = 'other'",
+        "DELETE FROM coupon_clock.event",
+        "TRUNCATE coupon_clock.event",
     ],
 )
 def test_the_log_is_append_only(connection, change):
@@ -130,7 +133,7 @@ def test_the_log_is_append_only(connection, change):
 def test_nobody_brings_a_position_drawn_earlier(connection):
     with pytest.raises(GeneratedAlways):
         connection.execute(
-            f"INSERT INTO coupon_template_events VALUES (gen_random_uuid(), 1, 't', 's', nextval('{SEQUENCE}'))"
+            f"INSERT INTO coupon_clock.event VALUES (gen_random_uuid(), 1, 't', 's', nextval('{SEQUENCE}'))"
         )
 
 
@@ -167,7 +170,7 @@ def test_a_sequence_behind_its_table_is_refused_with_the_command_that_mends_it(c
     then_refused(connection, f"SELECT setval('{SEQUENCE}', 5)")
 
     connection.execute(f"SELECT setval('{SEQUENCE}', 5)")
-    schema.check(connection)
+    migrations.check(connection, SCHEMA)
 
 
 def test_a_sequence_that_would_hand_out_the_last_position_again_is_refused(connection):
@@ -181,53 +184,53 @@ def test_a_sequence_cache_is_refused_with_the_command_that_mends_it(connection):
     then_refused(connection, mend := f"ALTER SEQUENCE {SEQUENCE} CACHE 1")
 
     connection.execute(mend)
-    schema.check(connection)
+    migrations.check(connection, SCHEMA)
 
 
 def test_a_checkpoint_beyond_the_log_is_refused_with_the_command_that_mends_it(connection):
     insert(connection, 5)
-    connection.execute("INSERT INTO checkpoint (name, position) VALUES ('mails', 7), ('prices', 5)")
-    then_refused(connection, mend := "UPDATE checkpoint SET position = 5 WHERE name = 'mails'")
+    connection.execute("INSERT INTO coupon_clock.checkpoint (name, position) VALUES ('mails', 7), ('prices', 5)")
+    then_refused(connection, mend := "UPDATE coupon_clock.checkpoint SET position = 5 WHERE name = 'mails'")
 
     connection.execute(mend)
-    schema.check(connection)
+    migrations.check(connection, SCHEMA)
 
 
 def test_triggers_that_were_left_disabled_are_refused(connection):
-    connection.execute("ALTER TABLE coupon_template_events DISABLE TRIGGER ALL")
-    then_refused(connection, mend := "ALTER TABLE coupon_template_events ENABLE TRIGGER ALL")
+    connection.execute("ALTER TABLE coupon_clock.event DISABLE TRIGGER ALL")
+    then_refused(connection, mend := "ALTER TABLE coupon_clock.event ENABLE TRIGGER ALL")
 
     connection.execute(mend)
-    schema.check(connection)
+    migrations.check(connection, SCHEMA)
 
 
 def test_a_standby_is_refused_and_once_promoted_known_to_have_moved(own_server):
     settings = Settings.load(database_url=own_server.url)
     with connect(settings) as connection:
-        schema.migrate(connection)
-        assert not schema.failover_detected(connection)
-        schema.remember_cluster(connection)
-        assert not schema.failover_detected(connection)
+        migrations.migrate(connection, SCHEMA)
+        assert not failover_detected(connection, SCHEMA)
+        remember_cluster(connection, SCHEMA)
+        assert not failover_detected(connection, SCHEMA)
     own_server.stop()
     (own_server.data / "standby.signal").touch()
     own_server.start()
     with connect(settings) as connection:
         then_refused(connection, "standby", "primary")
 
-        assert schema.one(connection, "SELECT pg_promote()") == (True,)
-        schema.check(connection)
-        assert schema.failover_detected(connection)
-        schema.remember_cluster(connection)
-        assert not schema.failover_detected(connection)
+        assert fetch_one(connection, "SELECT pg_promote()") == (True,)
+        migrations.check(connection, SCHEMA)
+        assert failover_detected(connection, SCHEMA)
+        remember_cluster(connection, SCHEMA)
+        assert not failover_detected(connection, SCHEMA)
 
 
 def test_a_copy_of_the_database_has_moved(postgres, connection, database_url):
-    schema.remember_cluster(connection)
+    remember_cluster(connection, SCHEMA)
     connection.close()
     copy = f"copy_{uuid4().hex}"
     with psycopg.connect(postgres.url, autocommit=True) as server:
         server.execute(f"CREATE DATABASE {copy} TEMPLATE {database_url.split('?')[0].rpartition('/')[2]}")
     with connect(Settings.load(database_url=in_database(postgres.url, copy))) as copied:
-        assert schema.failover_detected(copied)
+        assert failover_detected(copied, SCHEMA)
     with psycopg.connect(postgres.url, autocommit=True) as server:
         server.execute(f"DROP DATABASE {copy}")

@@ -9,8 +9,9 @@ from eventsourcing.persistence import ApplicationRecorder, IntegrityError, Opera
 from eventsourcing.tests.persistence import ApplicationRecorderTestCase
 
 from coupon_clock.app import Application
+from coupon_clock.infrastructure.event_store.migrations import open_database
 from coupon_clock.infrastructure.event_store.recorder import EventLogRecorder
-from coupon_clock.infrastructure.postgres.pool import Pool, open_pool
+from coupon_clock.infrastructure.postgres.database import Database
 from coupon_clock.infrastructure.settings import Settings
 from coupon_clock.local_servers.postgres import LocalPostgres
 from coupon_clock.testing import throw_away_database
@@ -19,26 +20,26 @@ from coupon_clock.testing import throw_away_database
 class TestRecorder(ApplicationRecorderTestCase[ApplicationRecorder]):
     @pytest.fixture(autouse=True)
     def _on_an_empty_log(self, postgres: LocalPostgres) -> Iterator[None]:
-        with throw_away_database(postgres.url) as url, open_pool(Settings.load(database_url=url)) as pool:
-            self.pool = pool
+        with throw_away_database(postgres.url) as url, open_database(Settings.load(database_url=url)) as database:
+            self.database = database
             yield
 
     def create_recorder(self) -> ApplicationRecorder:
-        return EventLogRecorder(self.pool)
+        return EventLogRecorder(self.database)
 
     def test_insert_subscribe(self) -> None:
         self.optional_test_insert_subscribe()
 
 
 @pytest.fixture
-def pool(settings: Settings) -> Iterator[Pool]:
-    with open_pool(settings) as pool:
-        yield pool
+def database(settings: Settings) -> Iterator[Database]:
+    with open_database(settings) as database:
+        yield database
 
 
 @pytest.fixture
-def recorder(pool: Pool) -> EventLogRecorder:
-    return EventLogRecorder(pool)
+def recorder(database: Database) -> EventLogRecorder:
+    return EventLogRecorder(database)
 
 
 def an_event(version: int = 1, **given: object) -> StoredEvent:
@@ -78,7 +79,7 @@ def test_a_server_that_is_away_is_an_error_of_the_librarys(tmp_path):
     server = LocalPostgres(tmp_path / "postgres")
     server.start()
     Application.migrate(settings := Settings.load(database_url=server.url))
-    with open_pool(settings) as pool:
+    with open_database(settings) as database:
         server.kill()
         with pytest.raises(OperationalError):
-            EventLogRecorder(pool).insert_events([an_event()])
+            EventLogRecorder(database).insert_events([an_event()])

@@ -15,20 +15,19 @@ import pytest
 from msgspec import UNSET, Struct
 from psycopg import Connection
 
+from coupon_clock.infrastructure.event_store.migrations import open_database
 from coupon_clock.infrastructure.event_store.store import (
-    AnswerLost,
     Append,
     Appended,
-    AppendRolledBack,
     Busy,
     Conflict,
     EventStore,
-    Record,
+    NewEvent,
     UnreadableEvent,
     Unstorable,
 )
-from coupon_clock.infrastructure.postgres.errors import TimedOut
-from coupon_clock.infrastructure.postgres.pool import Pool, connect, open_pool
+from coupon_clock.infrastructure.postgres.database import Database, connect
+from coupon_clock.infrastructure.postgres.errors import AnswerLost, RolledBack, TimedOut
 from coupon_clock.infrastructure.postgres.server_clock import ServerClock
 from coupon_clock.infrastructure.settings import Settings
 from deadlines import eventually
@@ -43,14 +42,14 @@ class Happened(Struct, frozen=True, tag="Happened"):
 
 
 @pytest.fixture
-def pool(settings: Settings) -> Iterator[Pool]:
-    with open_pool(settings) as pool:
-        yield pool
+def database(settings: Settings) -> Iterator[Database]:
+    with open_database(settings) as database:
+        yield database
 
 
 @pytest.fixture
-def store(pool: Pool) -> EventStore[Happened]:
-    return EventStore(pool, ServerClock(), Happened)
+def store(database: Database) -> EventStore[Happened]:
+    return EventStore(database, ServerClock(), Happened)
 
 
 @pytest.fixture
@@ -60,12 +59,12 @@ def connection(settings: Settings) -> Iterator[Connection]:
         yield connection
 
 
-def records(*what: str) -> list[Record[Happened]]:
-    return [Record(Happened(each), NOON, uuid4()) for each in what or ("it",)]
+def new_events(*what: str) -> list[NewEvent[Happened]]:
+    return [NewEvent(Happened(each), uuid4()) for each in what or ("it",)]
 
 
 def append(stream_id: UUID, expected_version: int = 0, *what: str, due_at=UNSET) -> Append[Happened]:
-    return Append(stream_id, expected_version, records(*what), due_at)
+    return Append(stream_id, expected_version, new_events(*what), due_at)
 
 
 def then_holds(store: EventStore[Happened], stream_id: UUID, *what: str) -> None:
@@ -74,7 +73,9 @@ def then_holds(store: EventStore[Happened], stream_id: UUID, *what: str) -> None
 
 
 def then_alarms(connection: Connection, *alarms: tuple[UUID, datetime]) -> None:
-    assert connection.execute("SELECT stream_id, due_at FROM alarm ORDER BY stream_id").fetchall() == list(alarms)
+    assert connection.execute("SELECT stream_id, due_at FROM coupon_clock.alarm ORDER BY stream_id").fetchall() == list(
+        alarms
+    )
 
 
 @contextmanager
@@ -112,7 +113,7 @@ def test_a_stream_that_does_not_exist_is_empty(store):
 def test_a_stream_that_cannot_be_read_spoils_no_other(store, connection):
     store.append([append(HIGH)])
     connection.execute(
-        "INSERT INTO coupon_template_events (originator_id, originator_version, topic, state) VALUES (%s, 1, 't', '?')",
+        "INSERT INTO coupon_clock.event (originator_id, originator_version, topic, state) VALUES (%s, 1, 't', '?')",
         (LOW,),
     )
     streams = store.load_many([LOW, HIGH]).streams
@@ -136,18 +137,18 @@ def test_streams_and_their_alarms_go_in_together(store, connection):
 
 def test_an_end_drops_the_alarm_and_a_new_one_clears_its_marks(store, connection):
     store.append([append(LOW, due_at=NOON), append(HIGH, due_at=NOON)])
-    connection.execute("UPDATE alarm SET armed_at = due_at, leased_until = due_at")
+    connection.execute("UPDATE coupon_clock.alarm SET armed_at = due_at, leased_until = due_at")
     store.append([append(LOW, 1, due_at=None), append(HIGH, 1, due_at=LATER)])
 
     then_alarms(connection, (HIGH, LATER))
-    assert connection.execute("SELECT armed_at, leased_until FROM alarm").fetchone() == (None, None)
+    assert connection.execute("SELECT armed_at, leased_until FROM coupon_clock.alarm").fetchone() == (None, None)
 
 
 def test_an_alarm_at_the_same_time_keeps_its_marks(store, connection):
     store.append([append(LOW, due_at=NOON)])
-    connection.execute("UPDATE alarm SET armed_at = due_at")
+    connection.execute("UPDATE coupon_clock.alarm SET armed_at = due_at")
     store.append([append(LOW, 1, due_at=NOON)])
-    assert connection.execute("SELECT armed_at FROM alarm").fetchone() == (NOON,)
+    assert connection.execute("SELECT armed_at FROM coupon_clock.alarm").fetchone() == (NOON,)
 
 
 def test_a_conflict_is_a_value_and_stops_no_other_stream(store, connection):
@@ -170,10 +171,10 @@ def test_a_stream_goes_in_only_directly_after_its_previous_version(store):
 def test_a_conflict_inside_a_stream_stores_nothing_at_all(store, connection):
     """Only a writer that is not ours can have left version 2 without version 1."""
     connection.execute(
-        "INSERT INTO coupon_template_events (originator_id, originator_version, topic, state) VALUES (%s, 2, 't', '')",
+        "INSERT INTO coupon_clock.event (originator_id, originator_version, topic, state) VALUES (%s, 2, 't', '')",
         (LOW,),
     )
-    with pytest.raises(AppendRolledBack):
+    with pytest.raises(RolledBack):
         store.append([append(LOW, 0, "one", "two"), append(HIGH, due_at=NOON)])
     then_holds(store, HIGH)
     then_alarms(connection)
@@ -227,9 +228,10 @@ def test_of_appends_each_for_itself_only_the_one_that_waits_in_vain_is_left_out(
     store.append([append(LOW)])
     with connection.transaction(force_rollback=True):
         given_held(connection, MIDDLE)
-        conflict, busy, appended = store.append_each(
+        conflict, busy, appended = store.append(
             [append(LOW, due_at=NOON), append(MIDDLE, due_at=NOON), append(HIGH, 0, "a", "b", due_at=LATER)],
             timedelta(milliseconds=5),
+            each_stream=True,
         )
     assert (conflict, busy) == (Conflict(LOW, 0, 1), Busy())
     assert isinstance(appended, Appended)
@@ -250,7 +252,7 @@ def test_what_cannot_be_encoded_is_refused_before_anything_is_stored(store):
 def test_a_load_that_takes_too_long_says_so(store, connection):
     store.load(LOW)
     with connection.transaction():
-        connection.execute("LOCK TABLE coupon_template_events IN ACCESS EXCLUSIVE MODE")
+        connection.execute("LOCK TABLE coupon_clock.event IN ACCESS EXCLUSIVE MODE")
         with pytest.raises(TimedOut):
             store.load(LOW)
 
@@ -273,9 +275,9 @@ def test_an_append_whose_connection_is_ended_is_not_called_a_conflict(store, con
 
 
 def test_an_append_whose_answer_is_lost_on_the_way_may_have_been_stored(settings, store):
-    with cable(settings) as (cut, through_cable), open_pool(through_cable) as pool:
-        pool.wait()
-        far = EventStore(pool, ServerClock(), Happened)
+    with cable(settings) as (cut, through_cable), open_database(through_cable) as far_away:
+        far_away._pool.wait()
+        far = EventStore(far_away, ServerClock(), Happened)
         for version in range(4):  # so that all its connections have prepared the statement
             far.append([append(HIGH, version)])
         cut()
@@ -326,8 +328,8 @@ def cable(settings: Settings) -> Iterator[tuple[Callable[[], None], Settings]]:
 def given_held(connection: Connection, stream_id: UUID) -> None:
     """Version 1 of the stream, in a transaction that stays open."""
     connection.execute(
-        "INSERT INTO coupon_template_events (originator_id, originator_version, topic, state) VALUES (%s, 1, %s, %s)",
-        (stream_id, "Happened", msgspec.json.encode(*records())),
+        "INSERT INTO coupon_clock.event (originator_id, originator_version, topic, state) VALUES (%s, 1, %s, %s)",
+        (stream_id, "Happened", msgspec.json.encode(Happened())),
     )
 
 

@@ -25,24 +25,26 @@ from msgspec import Struct
 from psycopg import Connection
 from psycopg.errors import IdleInTransactionSessionTimeout
 
-from coupon_clock.infrastructure.event_store.log_reader import LogReader, end_of_log, settled_end_of_log
-from coupon_clock.infrastructure.event_store.store import Append, EventStore, Record, UnreadableEvent
-from coupon_clock.infrastructure.event_store.subscription import Batch, CheckpointLost, Follower
-from coupon_clock.infrastructure.postgres.pool import Pool, connect, open_pool
+from coupon_clock.infrastructure.event_store.checkpoint import CheckpointLost
+from coupon_clock.infrastructure.event_store.log_reader import LogReader, still_writing
+from coupon_clock.infrastructure.event_store.migrations import open_database
+from coupon_clock.infrastructure.event_store.recorder import EventLogRecorder
+from coupon_clock.infrastructure.event_store.store import Append, EventStore, NewEvent, UnreadableEvent
+from coupon_clock.infrastructure.event_store.subscription import Batch, Subscription
+from coupon_clock.infrastructure.postgres.database import Database, connect
 from coupon_clock.infrastructure.postgres.server_clock import ServerClock
 from coupon_clock.infrastructure.settings import Settings
 from deadlines import eventually
 
 INSERT = """
-INSERT INTO coupon_template_events (originator_id, originator_version, topic, state)
+INSERT INTO coupon_clock.event (originator_id, originator_version, topic, state)
 SELECT gen_random_uuid(), 1, 'Happened', convert_to(
-       '{"event":{"type":"Happened"},"recorded_at":"2026-03-01T12:00:00Z","command_id":"' || gen_random_uuid() || '"}',
-       'UTF8')
+       '{"type":"Happened"}', 'UTF8')
   FROM generate_series(1, %s)
 RETURNING notification_id
 """
 UNREADABLE = """
-INSERT INTO coupon_template_events (originator_id, originator_version, topic, state)
+INSERT INTO coupon_clock.event (originator_id, originator_version, topic, state)
 VALUES (gen_random_uuid(), 1, 'Happened', '?')
 """
 
@@ -52,14 +54,14 @@ class Happened(Struct, frozen=True, tag="Happened"):
 
 
 @pytest.fixture
-def pool(settings: Settings) -> Iterator[Pool]:
-    with open_pool(settings) as pool:
-        yield pool
+def database(settings: Settings) -> Iterator[Database]:
+    with open_database(settings) as database:
+        yield database
 
 
 @pytest.fixture
-def store(pool: Pool) -> EventStore[Happened]:
-    return EventStore(pool, ServerClock(), Happened)
+def store(database: Database) -> EventStore[Happened]:
+    return EventStore(database, ServerClock(), Happened)
 
 
 @pytest.fixture
@@ -95,7 +97,7 @@ class Writer:
 
 
 def positions(reader: LogReader, limit: int = 100) -> list[int]:
-    return [row.position for row in reader.page(limit).rows]
+    return [event.position for event in reader.page(limit).events]
 
 
 def all_positions(reader: LogReader, limit: int = 100) -> list[int]:
@@ -109,8 +111,8 @@ def all_positions(reader: LogReader, limit: int = 100) -> list[int]:
 # ── gaps ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_page_ends_before_what_is_still_under_way(pool, writer, other_writer):
-    reader = LogReader(pool, 0)
+def test_a_page_ends_before_what_is_still_under_way(database, writer, other_writer):
+    reader = LogReader(EventLogRecorder(database), 0)
     other_writer.insert(2)
     writer.begin()
     writer.insert()
@@ -121,8 +123,8 @@ def test_a_page_ends_before_what_is_still_under_way(pool, writer, other_writer):
     assert all_positions(reader) == [3, 4, 5]
 
 
-def test_numbers_that_were_rolled_back_are_passed_once_their_writer_is_gone(pool, writer, other_writer):
-    reader = LogReader(pool, 0)
+def test_numbers_that_were_rolled_back_are_passed_once_their_writer_is_gone(database, writer, other_writer):
+    reader = LogReader(EventLogRecorder(database), 0)
     writer.begin()
     writer.insert(2)
     other_writer.insert()
@@ -132,8 +134,8 @@ def test_numbers_that_were_rolled_back_are_passed_once_their_writer_is_gone(pool
     assert all_positions(reader) == [3]
 
 
-def test_a_writer_that_began_after_the_gap_was_noted_is_not_waited_for(pool, writer, other_writer, settings):
-    reader = LogReader(pool, 0)
+def test_a_writer_that_began_after_the_gap_was_noted_is_not_waited_for(database, writer, other_writer, settings):
+    reader = LogReader(EventLogRecorder(database), 0)
     writer.begin()
     writer.insert()
     other_writer.insert()
@@ -147,26 +149,22 @@ def test_a_writer_that_began_after_the_gap_was_noted_is_not_waited_for(pool, wri
     assert all_positions(reader) == [3]
 
 
-def test_a_page_read_before_its_holders_were_noted_is_read_again(pool, writer, other_writer, monkeypatch):
+def test_a_page_read_before_its_holders_were_noted_is_read_again(database, writer, other_writer):
     """The writer commits between the page and the look at the locks: nobody holds any, and still its event counts."""
-    from coupon_clock.infrastructure.event_store import log_reader
 
-    note_writers = log_reader.writers
+    class CommittedMeanwhile(EventLogRecorder):
+        def writers(self) -> frozenset[str]:
+            writer.commit()
+            return super().writers()
 
-    def commit_then_note(pool: Pool) -> frozenset[str]:
-        monkeypatch.setattr(log_reader, "writers", note_writers)
-        writer.commit()
-        return note_writers(pool)
-
-    monkeypatch.setattr(log_reader, "writers", commit_then_note)
     writer.begin()
     writer.insert()
     other_writer.insert()
-    assert positions(LogReader(pool, 0)) == [1, 2]
+    assert positions(LogReader(CommittedMeanwhile(database), 0)) == [1, 2]
 
 
-def test_two_readers_of_one_pool_judge_their_gaps_each_for_itself(pool, writer, other_writer):
-    early, late = LogReader(pool, 0), LogReader(pool, 0)
+def test_two_readers_of_one_pool_judge_their_gaps_each_for_itself(database, writer, other_writer):
+    early, late = LogReader(EventLogRecorder(database), 0), LogReader(EventLogRecorder(database), 0)
     writer.begin()
     writer.insert()
     other_writer.insert()
@@ -184,8 +182,8 @@ def test_two_readers_of_one_pool_judge_their_gaps_each_for_itself(pool, writer, 
     assert all_positions(late) == [2, 3, 4]
 
 
-def test_a_savepoint_rolled_back_is_a_number_lost_and_no_reason_to_skip_another(pool, writer, other_writer):
-    reader = LogReader(pool, 0)
+def test_a_savepoint_rolled_back_is_a_number_lost_and_no_reason_to_skip_another(database, writer, other_writer):
+    reader = LogReader(EventLogRecorder(database), 0)
     writer.begin()
     writer.connection.execute("SAVEPOINT before")
     writer.insert()
@@ -199,14 +197,12 @@ def test_a_savepoint_rolled_back_is_a_number_lost_and_no_reason_to_skip_another(
 
 
 def test_a_transaction_prepared_for_two_phase_commit_is_still_under_way_under_another_name():
-    from coupon_clock.infrastructure.event_store.log_reader import still_writing
-
     assert still_writing(frozenset({"3/17"}), frozenset({"3/17", "4/1"})) == {"3/17"}
     assert still_writing(frozenset({"3/17"}), frozenset({"-1/712"})) == {"-1/712"}
 
 
-def test_no_writer_waits_for_a_reader_at_a_gap(pool, writer, other_writer):
-    reader = LogReader(pool, 0)
+def test_no_writer_waits_for_a_reader_at_a_gap(database, writer, other_writer):
+    reader = LogReader(EventLogRecorder(database), 0)
     writer.begin()
     writer.insert()
     other_writer.insert()
@@ -216,13 +212,13 @@ def test_no_writer_waits_for_a_reader_at_a_gap(pool, writer, other_writer):
     other_writer.insert()
 
 
-def test_a_writer_that_pauses_too_long_is_ended_by_the_server(pool, settings, writer, other_writer):
+def test_a_writer_that_pauses_too_long_is_ended_by_the_server(database, settings, writer, other_writer):
     """With a shorter bound: it is an argument of the trigger."""
     other_writer.connection.execute(
-        "CREATE OR REPLACE TRIGGER announce_writer BEFORE INSERT ON coupon_template_events "
-        "FOR EACH STATEMENT EXECUTE FUNCTION coupon_clock_announce_writer('50ms', '60s')"
+        "CREATE OR REPLACE TRIGGER announce_writer BEFORE INSERT ON coupon_clock.event "
+        "FOR EACH STATEMENT EXECUTE FUNCTION coupon_clock.announce_writer('50ms', '60s')"
     )
-    reader = LogReader(pool, 0)
+    reader = LogReader(EventLogRecorder(database), 0)
     writer.begin()
     writer.insert()
     other_writer.insert()
@@ -234,8 +230,8 @@ def test_a_writer_that_pauses_too_long_is_ended_by_the_server(pool, settings, wr
         writer.commit()
 
 
-def test_a_writer_whose_connection_is_killed_leaves_a_gap_that_is_passed(pool, writer, other_writer):
-    reader = LogReader(pool, 0)
+def test_a_writer_whose_connection_is_killed_leaves_a_gap_that_is_passed(database, writer, other_writer):
+    reader = LogReader(EventLogRecorder(database), 0)
     writer.begin()
     writer.insert()
     other_writer.insert()
@@ -248,9 +244,9 @@ def test_a_writer_whose_connection_is_killed_leaves_a_gap_that_is_passed(pool, w
 
 
 @pytest.mark.parametrize("lock_free", [False, True])
-def test_the_librarys_own_recorder_is_covered(pool, settings, writer, lock_free):
+def test_the_librarys_own_recorder_is_covered(database, settings, writer, lock_free):
     with stock_recorder(settings, lock_free) as stock:
-        reader = LogReader(pool, 0)
+        reader = LogReader(EventLogRecorder(database), 0)
         stock.insert_events([StoredEvent(uuid4(), 1, "topic", b"state")])
         if lock_free:
             writer.begin()
@@ -266,20 +262,22 @@ def test_the_librarys_own_recorder_is_covered(pool, settings, writer, lock_free)
 def stock_recorder(settings: Settings, lock_free: bool) -> Iterator[PostgresApplicationRecorder]:
     url = urlsplit(settings.database_url.get_secret_value())
     (host,) = parse_qs(url.query)["host"]
-    datastore = PostgresDatastore(url.path[1:], host, 5432, "postgres", "", enable_db_functions=lock_free)
+    datastore = PostgresDatastore(
+        url.path[1:], host, 5432, "postgres", "", schema="coupon_clock", enable_db_functions=lock_free
+    )
     with datastore:
-        recorder = PostgresApplicationRecorder(datastore, events_table_name="coupon_template_events")
+        recorder = PostgresApplicationRecorder(datastore, events_table_name="event")
         recorder.create_table()
         yield recorder
 
 
-def test_the_settled_end_of_the_log_waits_for_those_under_way(pool, writer, other_writer):
+def test_the_settled_end_of_the_log_waits_for_those_under_way(store, writer, other_writer):
     writer.begin()
     writer.insert()
     other_writer.insert()
-    assert end_of_log(pool) == 2
+    assert store.end() == 2
     with ThreadPoolExecutor(1) as thread:
-        settled = thread.submit(settled_end_of_log, pool)
+        settled = thread.submit(store.settled_end)
         assert not settled.done()
         writer.commit()
         assert settled.result(20) == 2
@@ -291,9 +289,9 @@ def test_the_settled_end_of_the_log_waits_for_those_under_way(pool, writer, othe
 class Taken(list[int]):
     """What a follower delivered, and whether it may."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, database: Database) -> None:
         super().__init__()
-        self.pool = pool
+        self.database = database
         self.failures = 0
         self.before_advance: Callable[[], None] = lambda: None
 
@@ -302,44 +300,46 @@ class Taken(list[int]):
             self.failures -= 1
             raise ValueError("the handler's own")
         self.before_advance()
-        with self.pool.connection() as connection:
+        with self.database.connection() as connection:
             batch.advance(connection)
         self += [envelope.position for envelope in batch.envelopes]
 
 
-def follower(pool: Pool, store: EventStore[Happened], taken: Taken, **given: object) -> Follower[Happened]:
-    return Follower(pool, store, "mails", taken.deliver, **given)
+def follower(database: Database, store: EventStore[Happened], taken: Taken, **given: object) -> Subscription[Happened]:
+    return Subscription(store, "mails", taken.deliver, **given)
 
 
-def checkpoint(pool: Pool) -> tuple[int, UUID | None]:
-    with pool.connection() as connection:
-        return connection.execute("SELECT position, leased_by FROM checkpoint WHERE name = 'mails'").fetchone()
+def checkpoint(database: Database) -> tuple[int, UUID | None]:
+    with database.connection() as connection:
+        return connection.execute(
+            "SELECT position, leased_by FROM coupon_clock.checkpoint WHERE name = 'mails'"
+        ).fetchone()
 
 
-def given_lease_is_over(pool: Pool) -> None:
-    with pool.connection() as connection:
-        connection.execute("UPDATE checkpoint SET leased_until = clock_timestamp() - interval '1 second'")
+def given_lease_is_over(database: Database) -> None:
+    with database.connection() as connection:
+        connection.execute("UPDATE coupon_clock.checkpoint SET leased_until = clock_timestamp() - interval '1 second'")
 
 
-def test_a_checkpoint_moves_with_each_batch_and_outlives_the_follower(pool, store, writer):
-    taken = Taken(pool)
+def test_a_checkpoint_moves_with_each_batch_and_outlives_the_follower(database, store, writer):
+    taken = Taken(database)
     writer.insert(3)
-    first = follower(pool, store, taken, batch=2)
+    first = follower(database, store, taken, batch=2)
     assert first.run_once() == {"followed": 2}
     first.release()
-    second = follower(pool, store, taken)
+    second = follower(database, store, taken)
     second.run_once()
     assert not second.run_once()
 
     assert taken == [1, 2, 3]
-    assert checkpoint(pool) == (3, second.identity)
+    assert checkpoint(database) == (3, second.checkpoint.owner)
 
 
-def test_a_batch_whose_handler_fails_is_repeated_whole(pool, store, writer):
-    taken = Taken(pool)
+def test_a_batch_whose_handler_fails_is_repeated_whole(database, store, writer):
+    taken = Taken(database)
     taken.failures = 2
     writer.insert(3)
-    one = follower(pool, store, taken)
+    one = follower(database, store, taken)
     for _ in range(2):
         with pytest.raises(ValueError, match="own"):
             one.run_once()
@@ -347,9 +347,9 @@ def test_a_batch_whose_handler_fails_is_repeated_whole(pool, store, writer):
     assert taken == [1, 2, 3]
 
 
-def test_a_second_process_waits_until_the_first_releases(pool, store, writer):
-    taken = Taken(pool)
-    first, second = follower(pool, store, taken), follower(pool, store, taken)
+def test_a_second_process_waits_until_the_first_releases(database, store, writer):
+    taken = Taken(database)
+    first, second = follower(database, store, taken), follower(database, store, taken)
     writer.insert()
     first.run_once()
     writer.insert()
@@ -360,12 +360,12 @@ def test_a_second_process_waits_until_the_first_releases(pool, store, writer):
     assert taken == [1, 2]
 
 
-def test_a_second_process_takes_over_when_the_lease_is_over_and_the_first_steps_back(pool, store, writer):
-    taken = Taken(pool)
-    first, second = follower(pool, store, taken), follower(pool, store, taken)
+def test_a_second_process_takes_over_when_the_lease_is_over_and_the_first_steps_back(database, store, writer):
+    taken = Taken(database)
+    first, second = follower(database, store, taken), follower(database, store, taken)
     writer.insert()
     first.run_once()
-    given_lease_is_over(pool)
+    given_lease_is_over(database)
     writer.insert()
     second.run_once()
     writer.insert()
@@ -377,53 +377,53 @@ def test_a_second_process_takes_over_when_the_lease_is_over_and_the_first_steps_
     assert taken == [1, 2, 3]
 
 
-def test_a_handler_slower_than_the_lease_still_moves_on(pool, store, writer):
+def test_a_handler_slower_than_the_lease_still_moves_on(database, store, writer):
     """The second takes over meanwhile and begins the same batch: the first to finish counts."""
-    slow, other = Taken(pool), Taken(pool)
-    first, second = follower(pool, store, slow), follower(pool, store, other)
+    slow, other = Taken(database), Taken(database)
+    first, second = follower(database, store, slow), follower(database, store, other)
     writer.insert()
 
     def meanwhile() -> None:
-        given_lease_is_over(pool)
-        assert second._lease()
+        given_lease_is_over(database)
+        assert second._leased()
 
     slow.before_advance = meanwhile
     first.run_once()
     assert slow == [1]
     with pytest.raises(CheckpointLost):
         second.run_once()
-    assert checkpoint(pool) == (1, first.identity)
+    assert checkpoint(database) == (1, first.checkpoint.owner)
 
 
-def test_now_begins_after_all_that_is_stored_or_under_way_and_only_the_first_time(pool, store, writer):
-    taken = Taken(pool)
+def test_now_begins_after_all_that_is_stored_or_under_way_and_only_the_first_time(database, store, writer):
+    taken = Taken(database)
     writer.insert(3)
-    first = follower(pool, store, taken, start="now")
+    first = follower(database, store, taken, start="now")
     assert not first.run_once()
     writer.insert()
     first.release()
 
-    follower(pool, store, taken, start="now").run_once()
+    follower(database, store, taken, start="now").run_once()
     assert taken == [4]
 
 
-def test_what_cannot_be_read_holds_up_only_what_comes_after_it(pool, store, writer):
-    taken = Taken(pool)
+def test_what_cannot_be_read_holds_up_only_what_comes_after_it(database, store, writer):
+    taken = Taken(database)
     writer.insert(2)
     writer.connection.execute(UNREADABLE)
     writer.insert()
-    one = follower(pool, store, taken)
+    one = follower(database, store, taken)
 
     one.run_once()
     for _ in range(2):
         with pytest.raises(UnreadableEvent):
             one.run_once()
     assert taken == [1, 2]
-    assert checkpoint(pool)[0] == 2
+    assert checkpoint(database)[0] == 2
 
 
-def test_lag_tells_caught_up_from_behind_and_from_blocked_at_a_gap(pool, store, writer, other_writer):
-    one = follower(pool, store, Taken(pool), batch=2)
+def test_lag_tells_caught_up_from_behind_and_from_blocked_at_a_gap(database, store, writer, other_writer):
+    one = follower(database, store, Taken(database), batch=2)
     writer.insert(5)
     one.run_once()
     assert (one.lag.events, one.lag.blocked_for) == (3, None)
@@ -442,8 +442,8 @@ def test_lag_tells_caught_up_from_behind_and_from_blocked_at_a_gap(pool, store, 
     assert one.lag.blocked_for is not None
 
 
-def test_pauses_grow_up_to_what_the_loop_asks_and_begin_anew_with_each_event(pool, store, writer):
-    one = follower(pool, store, Taken(pool))
+def test_pauses_grow_up_to_what_the_loop_asks_and_begin_anew_with_each_event(database, store, writer):
+    one = follower(database, store, Taken(database))
     pauses: list[float] = []
     wait = one.paced(pauses.append)
     for _ in range(4):
@@ -461,14 +461,14 @@ class Interleavings(RuleBasedStateMachine):
     """Writers begin, insert, commit, roll back and are killed, in any order, while readers read on between any two."""
 
     url: str
-    pool: Pool
+    database: Database
 
     idle, writing = Bundle("idle"), Bundle("writing")
 
     def __init__(self) -> None:
         super().__init__()
-        start = end_of_log(self.pool)
-        self.readers = [LogReader(self.pool, start) for _ in range(2)]
+        start = EventLogRecorder(self.database).max_notification_id() or 0
+        self.readers = [LogReader(EventLogRecorder(self.database), start) for _ in range(2)]
         self.read: list[list[int]] = [[], []]
         self.committed: set[int] = set()
         self.undecided: dict[Writer, list[int]] = {}
@@ -529,8 +529,8 @@ class Interleavings(RuleBasedStateMachine):
             assert self.read[number] == sorted(self.committed)
 
 
-def test_a_reader_sees_exactly_what_the_model_says(database_url, pool):
-    Interleavings.url, Interleavings.pool = database_url, pool
+def test_a_reader_sees_exactly_what_the_model_says(database_url, database):
+    Interleavings.url, Interleavings.database = database_url, database
     run_state_machine_as_test(
         Interleavings,
         settings=hypothesis_settings(
@@ -558,15 +558,15 @@ def write_wildly(url: str, seed: int, seconds: float) -> None:
 
 
 def append_quickly(url: str, seconds: float) -> None:
-    with open_pool(Settings.load(database_url=url)) as pool:
-        store: EventStore[Happened] = EventStore(pool, ServerClock(), Happened)
+    with open_database(Settings.load(database_url=url)) as database:
+        store: EventStore[Happened] = EventStore(database, ServerClock(), Happened)
         deadline = monotonic() + seconds
         while monotonic() < deadline:
-            _, now = store.load(uuid4())
-            store.append([Append(uuid4(), 0, [Record(Happened(), now, uuid4())] * 3) for _ in range(3)])
+            store.load(uuid4())
+            store.append([Append(uuid4(), 0, [NewEvent(Happened(), uuid4())] * 3) for _ in range(3)])
 
 
-def test_two_followers_miss_nothing_of_many_processes(database_url, pool):
+def test_two_followers_miss_nothing_of_many_processes(database_url, database):
     processes = [
         *(get_context("spawn").Process(target=write_wildly, args=(database_url, n, 2)) for n in range(4)),
         *(get_context("spawn").Process(target=append_quickly, args=(database_url, 2)) for _ in range(2)),
@@ -577,7 +577,7 @@ def test_two_followers_miss_nothing_of_many_processes(database_url, pool):
     read: list[list[int]] = [[], []]
 
     def follow(number: int) -> None:
-        reader = LogReader(pool, 0)
+        reader = LogReader(EventLogRecorder(database), 0)
         while (page := positions(reader, 50)) or not done.is_set():
             read[number] += page
         read[number] += all_positions(reader)
@@ -593,6 +593,6 @@ def test_two_followers_miss_nothing_of_many_processes(database_url, pool):
         done.set()
         for thread in followers:
             thread.join(60)
-        stored = [p for (p,) in connection.execute("SELECT notification_id FROM coupon_template_events ORDER BY 1")]
+        stored = [p for (p,) in connection.execute("SELECT notification_id FROM coupon_clock.event ORDER BY 1")]
     assert len(stored) > 100
     assert read == [stored, stored]

@@ -34,7 +34,7 @@ def connection(database_url: str) -> Iterator[Connection]:
 
 
 def offers(live: Application) -> int:
-    with live.pool.connection() as connection:
+    with live.database.connection() as connection:
         ((number,),) = connection.execute("SELECT count(*) FROM public.offer")
     return number
 
@@ -47,8 +47,8 @@ def versions(live: Application, template) -> list[int]:
 
 
 def alarms(live: Application) -> list[Alarm]:
-    with live.pool.connection() as connection:
-        return [Alarm(*row) for row in connection.execute("SELECT stream_id, due_at FROM alarm")]
+    with live.database.connection() as connection:
+        return [Alarm(*row) for row in connection.execute("SELECT stream_id, due_at FROM coupon_clock.alarm")]
 
 
 # ── happens ──────────────────────────────────────────────────────────────────────────────────────
@@ -177,11 +177,13 @@ def without_encoding(connection: Connection) -> None:
 
 
 def as_somebody(connection: Connection, rights: str = "") -> None:
-    connection.execute(f"CREATE ROLE somebody; REVOKE ALL ON SCHEMA public FROM public; {rights}; SET ROLE somebody")
+    connection.execute(
+        f"CREATE ROLE somebody; REVOKE ALL ON SCHEMA coupon_clock FROM public; {rights}; SET ROLE somebody"
+    )
 
 
 def as_reader(connection: Connection) -> None:
-    as_somebody(connection, "GRANT USAGE ON SCHEMA public TO somebody")
+    as_somebody(connection, "GRANT USAGE ON SCHEMA coupon_clock TO somebody")
 
 
 def without_transaction(connection: Connection) -> None:
@@ -205,7 +207,7 @@ def closed(connection: Connection) -> None:
         (serial, "isolation is serializable, and only READ COMMITTED"),
         (without_triggers, "session_replication_role is replica"),
         (without_encoding, "client_encoding is SQL_ASCII"),
-        (as_somebody, "role may not use the schema public"),
+        (as_somebody, "role may not use the schema coupon_clock"),
         (as_reader, r"role may not write the log \(permission denied"),
         (without_transaction, "begin one, `with connection.transaction"),
         (failed, "it has failed already: roll it back"),
@@ -245,7 +247,7 @@ def test_what_is_no_psycopg_connection_is_refused_by_its_name(live):
 def test_another_database_is_refused(live, database_url):
     with (
         psycopg.connect(in_database(database_url, "postgres")) as elsewhere,
-        pytest.raises(UnusableTransaction, match="no event log in schema public"),
+        pytest.raises(UnusableTransaction, match="no event log in schema coupon_clock"),
     ):
         live.execute(ending_in(3600), connection=elsewhere)
 
@@ -294,14 +296,14 @@ def test_one_caller_does_not_wait_for_another_longer_than_any_command_does(live,
 
 
 def somebody_waits(live: Application) -> bool:
-    with live.pool.connection() as connection:
+    with live.database.connection() as connection:
         waiting = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
         return connection.execute(waiting).rowcount > 0
 
 
 def test_a_connection_that_breaks_means_that_nothing_was_stored(live, connection):
     connection.execute("SELECT 1")
-    with live.pool.connection() as other:
+    with live.database.connection() as other:
         other.execute("SELECT pg_terminate_backend(%s)", (connection.info.backend_pid,))
     template = ending_in(3600)
     with pytest.raises(DatabaseUnavailable):
@@ -339,8 +341,8 @@ def test_followers_wait_for_the_commit_and_miss_nothing(live, connection):
 
 
 def is_following(live: Application) -> bool:
-    with live.pool.connection() as connection:
-        return connection.execute("SELECT FROM checkpoint WHERE name = 'everything'").rowcount > 0
+    with live.database.connection() as connection:
+        return connection.execute("SELECT FROM coupon_clock.checkpoint WHERE name = 'everything'").rowcount > 0
 
 
 def test_the_connection_is_left_as_the_caller_likes_it(live, connection):
@@ -364,14 +366,14 @@ def test_the_callers_time_zone_is_not_that_of_the_log(live, connection):
     connection.commit()
 
     assert connection.execute("SHOW TimeZone").fetchone() == ("Europe/Berlin",)
-    states = connection.execute("SELECT convert_from(state, 'UTF8') FROM coupon_template_events").fetchall()
+    states = connection.execute("SELECT convert_from(state, 'UTF8') FROM coupon_clock.event").fetchall()
     assert all("+0" not in state for (state,) in states)
 
 
 def test_temporary_tables_of_the_caller_are_not_taken_for_ours(live, connection):
     template = ending_in(3600)
-    connection.execute("CREATE TEMP TABLE alarm (LIKE public.alarm INCLUDING ALL)")
-    connection.execute("CREATE TEMP TABLE coupon_template_events (LIKE public.coupon_template_events INCLUDING ALL)")
+    connection.execute("CREATE TEMP TABLE alarm (LIKE coupon_clock.alarm INCLUDING ALL)")
+    connection.execute("CREATE TEMP TABLE event (LIKE coupon_clock.event INCLUDING ALL)")
     live.execute(template, connection=connection)
     connection.commit()
     assert (versions(live, template), len(alarms(live))) == ([1], 1)

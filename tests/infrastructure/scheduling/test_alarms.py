@@ -8,7 +8,7 @@ from uuid import UUID
 import pytest
 from psycopg import Connection
 
-from coupon_clock.infrastructure.postgres.pool import connect
+from coupon_clock.infrastructure.postgres.database import connect
 from coupon_clock.infrastructure.scheduling.alarms import Alarm, Alarms
 from coupon_clock.testing import TestApplication
 from examples import EVENING, MORNING, NOON, a_template, change
@@ -19,7 +19,7 @@ BEFORE_ALL = Alarm(UUID(int=0), datetime(1, 1, 1, tzinfo=UTC))
 
 @pytest.fixture
 def alarms(app: TestApplication) -> Alarms:
-    return Alarms(app.pool)
+    return Alarms(app.database)
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_the_overdue_are_walked_in_order_a_page_at_a_time(app, alarms):
 def test_nothing_here_waits_for_an_alarm_that_somebody_holds(app, alarms, connection):
     held, free = given(app, NOON, NOON)
     with connection.transaction():
-        connection.execute("SELECT FROM alarm WHERE stream_id = %s FOR UPDATE", (held.stream_id,))
+        connection.execute("SELECT FROM coupon_clock.alarm WHERE stream_id = %s FOR UPDATE", (held.stream_id,))
         assert alarms.claim(24 * HOURS, 10) == [free]
         assert alarms.mark_armed([held, free]) == 1
         assert alarms.rearm(app.clock.now + HOURS, 10) == 1

@@ -51,8 +51,8 @@ def consumer(app: TestApplication, inbox: Inbox) -> ExpiryConsumer:
 def consumer_of(app: TestApplication, inbox: Inbox, handle_due=None, max_held: int = 100) -> ExpiryConsumer:
     return ExpiryConsumer(
         inbox,
-        Alarms(app.pool),
-        RejectedMessages(app.pool),
+        Alarms(app.database),
+        RejectedMessages(app.database),
         handle_due or app.runtime.handle_due,
         app.runtime.clock,
         LEAD,
@@ -133,7 +133,7 @@ def test_the_same_message_many_times_ends_once(app, inbox, consumer):
 def test_a_message_due_years_ahead_is_not_held_and_its_alarm_is_armed_again(app, inbox, consumer):
     template = a_template(valid_until=EVENING)
     app.execute(template)
-    alarms = Alarms(app.pool)
+    alarms = Alarms(app.database)
     alarms.mark_armed(alarms.claim(timedelta(days=1), 10))
     inbox.bodies = [due(template), due(template, at=EVENING.replace(year=2999))]
 

@@ -37,10 +37,12 @@ def test_alarms_without_a_readable_stream_do_not_hide_the_rest(app, database_url
     app.execute_many(templates)
     with psycopg.connect(database_url) as connection:
         bad = uuid4()
-        connection.execute("INSERT INTO alarm SELECT gen_random_uuid(), %s FROM generate_series(1, 1500)", (MORNING,))
-        connection.execute("INSERT INTO alarm VALUES (%s, %s)", (bad, NOON))
         connection.execute(
-            "INSERT INTO coupon_template_events VALUES (%s, 1, 'Of.Tomorrow', %s)", (bad, b'{"event":{"type":"?"}}')
+            "INSERT INTO coupon_clock.alarm SELECT gen_random_uuid(), %s FROM generate_series(1, 1500)", (MORNING,)
+        )
+        connection.execute("INSERT INTO coupon_clock.alarm VALUES (%s, %s)", (bad, NOON))
+        connection.execute(
+            "INSERT INTO coupon_clock.event VALUES (%s, 1, 'Of.Tomorrow', %s)", (bad, b'{"event":{"type":"?"}}')
         )
     app.clock.set(NOON + timedelta(minutes=1))
 

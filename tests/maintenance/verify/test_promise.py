@@ -7,15 +7,15 @@ import psycopg
 import pytest
 
 from coupon_clock.domain.events import Ended, EndReason, Event, StockIncreased
-from coupon_clock.infrastructure.event_store.store import Append, Record
+from coupon_clock.infrastructure.event_store.store import Append, NewEvent
 from coupon_clock.testing import TestApplication
 from examples import EVENING, MICROSECOND, NOON, SHOP, a_template, terminate
 
 
 def append(app: TestApplication, template, version: int, event: Event, at=EVENING, **alarm) -> None:
     """Past every rule, as a foreign writer could."""
-    record = Record(event, at, uuid4())
-    app.store.append([Append(template.template_id, version, [record], **alarm)])
+    app.clock.set(at)
+    app.store.append([Append(template.template_id, version, [NewEvent(event, uuid4())], **alarm)])
 
 
 @pytest.fixture
@@ -78,9 +78,11 @@ def test_alarms_that_differ_from_the_log_are_found(app, database_url):
     missing, moved = a_template(), a_template()
     app.execute_many([missing, moved])
     with psycopg.connect(database_url) as connection:
-        connection.execute("DELETE FROM alarm WHERE stream_id = %s", (missing.template_id,))
-        connection.execute("UPDATE alarm SET due_at = %s WHERE stream_id = %s", (EVENING, moved.template_id))
-        connection.execute("INSERT INTO alarm VALUES (%s, %s)", (uuid4(), NOON))
+        connection.execute("DELETE FROM coupon_clock.alarm WHERE stream_id = %s", (missing.template_id,))
+        connection.execute(
+            "UPDATE coupon_clock.alarm SET due_at = %s WHERE stream_id = %s", (EVENING, moved.template_id)
+        )
+        connection.execute("INSERT INTO coupon_clock.alarm VALUES (%s, %s)", (uuid4(), NOON))
 
     found = whats(app)
 

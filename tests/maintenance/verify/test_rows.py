@@ -42,7 +42,9 @@ def test_a_read_model_that_is_behind_is_no_difference(app):
 )
 def test_each_column_that_differs_is_named(app, database_url, column, spoiled, found):
     template, _ = given_a_history(app)[:2]
-    run_sql(database_url, f"UPDATE coupon_template SET {column} = {spoiled} WHERE template_id = %s", template)
+    run_sql(
+        database_url, f"UPDATE coupon_clock.coupon_template SET {column} = {spoiled} WHERE template_id = %s", template
+    )
 
     ((table, row_id, named, is_value, should_be),) = differences(app)
 
@@ -54,15 +56,16 @@ def test_each_column_that_differs_is_named(app, database_url, column, spoiled, f
 def test_missing_and_surplus_rows_and_alarms_are_found_at_either_end(app, database_url):
     ids = sorted(given_a_history(app))
     app.execute(later := a_template(valid_until=EVENING))
-    run_sql(database_url, "DELETE FROM coupon_template WHERE template_id = ANY(%s)", [ids[0], ids[-1]])
-    run_sql(database_url, "DELETE FROM alarm WHERE stream_id = %s", later.template_id)
+    run_sql(database_url, "DELETE FROM coupon_clock.coupon_template WHERE template_id = ANY(%s)", [ids[0], ids[-1]])
+    run_sql(database_url, "DELETE FROM coupon_clock.alarm WHERE stream_id = %s", later.template_id)
     first, last = UUID(int=0), UUID(int=2**128 - 1)
     for surplus in (first, last):
-        run_sql(database_url, "INSERT INTO alarm VALUES (%s, %s)", surplus, NOON)
+        run_sql(database_url, "INSERT INTO coupon_clock.alarm VALUES (%s, %s)", surplus, NOON)
         run_sql(
             database_url,
-            "INSERT INTO coupon_template SELECT (json_populate_record(t, json_build_object('template_id', %s::uuid))).*"
-            "  FROM coupon_template t LIMIT 1",
+            "INSERT INTO coupon_clock.coupon_template "
+            "SELECT (json_populate_record(t, json_build_object('template_id', %s::uuid))).* "
+            "  FROM coupon_clock.coupon_template t LIMIT 1",
             surplus,
         )
 
@@ -83,8 +86,8 @@ def test_missing_and_surplus_rows_and_alarms_are_found_at_either_end(app, databa
 
 def test_rows_with_other_keys_are_named_by_them(app, database_url):
     given_a_history(app)
-    run_sql(database_url, "UPDATE shop_month SET created = 0 WHERE shop_number = %s", SHOP)
-    run_sql(database_url, "DELETE FROM shop_month WHERE shop_number <> %s", SHOP)
+    run_sql(database_url, "UPDATE coupon_clock.shop_month SET created = 0 WHERE shop_number = %s", SHOP)
+    run_sql(database_url, "DELETE FROM coupon_clock.shop_month WHERE shop_number <> %s", SHOP)
 
     assert differences(app) == [
         ("shop_month", "1 / 2026-03-01", "created", 0, 6),
@@ -94,8 +97,8 @@ def test_rows_with_other_keys_are_named_by_them(app, database_url):
 
 def test_one_can_be_verified_alone(app, database_url):
     given_a_history(app)
-    run_sql(database_url, "UPDATE shop_month SET created = 0")
-    run_sql(database_url, "INSERT INTO alarm VALUES (gen_random_uuid(), now())")
+    run_sql(database_url, "UPDATE coupon_clock.shop_month SET created = 0")
+    run_sql(database_url, "INSERT INTO coupon_clock.alarm VALUES (gen_random_uuid(), now())")
 
     assert differences(app, "coupon_template") == []
     assert [d[0] for d in differences(app, "alarm")] == ["alarm"]
@@ -110,7 +113,7 @@ def test_since_a_position_looks_only_at_what_changed_after_it(app, database_url)
     changed = a_template(valid_until=EVENING)
     app.execute(changed)
     app.run_due()
-    run_sql(database_url, "UPDATE coupon_template SET stock = 7")
+    run_sql(database_url, "UPDATE coupon_clock.coupon_template SET stock = 7")
 
     assert [d[1] for d in differences(app, since=before)] == [changed.template_id]
     with pytest.raises(NotInParts):
@@ -119,8 +122,8 @@ def test_since_a_position_looks_only_at_what_changed_after_it(app, database_url)
 
 def test_a_sample_of_all_is_all_and_one_of_nothing_is_nothing(app, database_url):
     ids = given_a_history(app)
-    run_sql(database_url, "UPDATE coupon_template SET stock = 7")
-    run_sql(database_url, "INSERT INTO alarm VALUES (gen_random_uuid(), now())")
+    run_sql(database_url, "UPDATE coupon_clock.coupon_template SET stock = 7")
+    run_sql(database_url, "INSERT INTO coupon_clock.alarm VALUES (gen_random_uuid(), now())")
 
     assert len(differences(app, percent=100)) == len(ids) + 1
     assert differences(app, percent=0) == []
@@ -131,25 +134,28 @@ def test_the_alarms_are_mended_in_place(app, database_url):
     missing, moved, right = (a_template(valid_until=EVENING) for _ in range(3))
     app.execute_many([missing, moved, right])
     app.run_due()
-    run_sql(database_url, "DELETE FROM alarm WHERE stream_id = %s", missing.template_id)
+    run_sql(database_url, "DELETE FROM coupon_clock.alarm WHERE stream_id = %s", missing.template_id)
     run_sql(
-        database_url, "UPDATE alarm SET due_at = %s, armed_at = now() WHERE stream_id = %s", NOON, moved.template_id
+        database_url,
+        "UPDATE coupon_clock.alarm SET due_at = %s, armed_at = now() WHERE stream_id = %s",
+        NOON,
+        moved.template_id,
     )
-    run_sql(database_url, "UPDATE alarm SET armed_at = %s WHERE stream_id = %s", NOON, right.template_id)
-    run_sql(database_url, "INSERT INTO alarm VALUES (gen_random_uuid(), now())")
+    run_sql(database_url, "UPDATE coupon_clock.alarm SET armed_at = %s WHERE stream_id = %s", NOON, right.template_id)
+    run_sql(database_url, "INSERT INTO coupon_clock.alarm VALUES (gen_random_uuid(), now())")
 
-    assert app.mend_alarms() == 3
+    assert app.repair_alarms() == 3
 
     assert differences(app) == []
-    with app.pool.connection() as connection:
-        armed = connection.execute("SELECT stream_id FROM alarm WHERE armed_at IS NOT NULL").fetchall()
+    with app.database.connection() as connection:
+        armed = connection.execute("SELECT stream_id FROM coupon_clock.alarm WHERE armed_at IS NOT NULL").fetchall()
     assert armed == [(right.template_id,)]
 
 
 def test_an_end_that_comes_while_its_alarm_is_being_mended_is_seen_at_a_second_look(app, database_url, monkeypatch):
     template = a_template(valid_until=EVENING)
     app.execute(template)
-    run_sql(database_url, "DELETE FROM alarm")
+    run_sql(database_url, "DELETE FROM coupon_clock.alarm")
     read = alarm_table._due
 
     def read_and_then_it_ends(*arguments):
@@ -158,6 +164,6 @@ def test_an_end_that_comes_while_its_alarm_is_being_mended_is_seen_at_a_second_l
         return due
 
     monkeypatch.setattr(alarm_table, "_due", read_and_then_it_ends)
-    app.mend_alarms()
+    app.repair_alarms()
 
     assert differences(app, "alarm") == []

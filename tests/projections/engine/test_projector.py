@@ -6,29 +6,29 @@ import psycopg
 import pytest
 
 from coupon_clock.domain.events import StockIncreased
-from coupon_clock.infrastructure.event_store.store import Append, Record, UnreadableEvent
-from coupon_clock.infrastructure.event_store.subscription import CheckpointLost
+from coupon_clock.infrastructure.event_store.checkpoint import CheckpointLost
+from coupon_clock.infrastructure.event_store.store import Append, NewEvent, UnreadableEvent
 from coupon_clock.projections.coupon_templates import TEMPLATE_ROWS
 from coupon_clock.projections.engine import projector as projector_module
 from coupon_clock.projections.engine.projection import ReadModelOutdated, ReadModelTooNew
 from coupon_clock.projections.engine.projector import Projector, Standing
 from coupon_clock.projections.registry import PROJECTIONS
-from examples import EVENING, NOON, SHOP, a_template, increase
+from examples import EVENING, SHOP, a_template, increase
 from history import append_unreadable, run_sql, value
 
 
 @pytest.fixture
 def projector(app) -> Projector:
-    return Projector(app.pool, app.store, TEMPLATE_ROWS)
+    return Projector(app.store, TEMPLATE_ROWS)
 
 
 def position(database_url: str, name: str = TEMPLATE_ROWS.name) -> int:
-    return value(database_url, f"SELECT position FROM checkpoint WHERE name = '{name}'")
+    return value(database_url, f"SELECT position FROM coupon_clock.checkpoint WHERE name = '{name}'")
 
 
 def test_it_is_behind_while_more_is_to_come_and_then_caught_up(app):
     app.execute_many([a_template() for _ in range(5)])
-    projector = Projector(app.pool, app.store, TEMPLATE_ROWS, batch=2)
+    projector = Projector(app.store, TEMPLATE_ROWS, batch=2)
     assert projector.standing == Standing("standing by")
 
     states = []
@@ -45,7 +45,7 @@ def test_it_is_caught_up_where_there_is_nothing(projector):
 
 def test_of_two_only_one_applies_and_the_other_stands_by(app, projector, database_url):
     projector.run_once()
-    other = Projector(app.pool, app.store, TEMPLATE_ROWS)
+    other = Projector(app.store, TEMPLATE_ROWS)
     app.execute(a_template())
 
     assert not other.run_once()
@@ -74,7 +74,7 @@ def test_an_event_it_cannot_read_stops_it_and_is_never_skipped(app, projector, d
 
 
 def test_a_stream_that_cannot_be_folded_stops_it_with_its_position(app, projector, database_url):
-    app.store.append([Append(uuid4(), 0, [Record(StockIncreased(SHOP, 5), NOON, uuid4())])])
+    app.store.append([Append(uuid4(), 0, [NewEvent(StockIncreased(SHOP, 5), uuid4())])])
 
     with pytest.raises(UnreadableEvent, match="at position 1"):
         projector.run_once()
@@ -86,7 +86,7 @@ def test_a_long_gap_blocks_it_and_says_so(app, projector, database_url, monkeypa
     monkeypatch.setattr(projector_module, "LONG_GAP_S", 0.0)
     with psycopg.connect(database_url) as writer:
         writer.execute(
-            "INSERT INTO coupon_template_events (originator_id, originator_version, topic, state) "
+            "INSERT INTO coupon_clock.event (originator_id, originator_version, topic, state) "
             "VALUES (gen_random_uuid(), 1, '', '')"
         )
         app.execute(a_template())
@@ -102,20 +102,25 @@ def test_a_long_gap_blocks_it_and_says_so(app, projector, database_url, monkeypa
 @pytest.mark.parametrize("projection", PROJECTIONS, ids=lambda projection: projection.name)
 def test_code_of_another_fold_version_neither_writes_nor_reads(app, database_url, projection, fold_version, error):
     app.execute(a_template())
-    run_sql(database_url, "UPDATE checkpoint SET fold_version = %s WHERE name = %s", fold_version, projection.name)
+    run_sql(
+        database_url,
+        "UPDATE coupon_clock.checkpoint SET fold_version = %s WHERE name = %s",
+        fold_version,
+        projection.name,
+    )
 
     with pytest.raises(error, match=f"coupon-clock rebuild {projection.name}"):
-        Projector(app.pool, app.store, projection).run_once()
+        Projector(app.store, projection).run_once()
     with pytest.raises(error):
         app.page(SHOP) if projection is TEMPLATE_ROWS else app.shop_months(SHOP)
 
     assert position(database_url, projection.name) == 0
-    assert value(database_url, f"SELECT count(*) FROM {projection.name}") == 0
+    assert value(database_url, f"SELECT count(*) FROM coupon_clock.{projection.name}") == 0
 
 
 def test_a_table_of_another_shape_is_told_by_name(app, projector, database_url):
     app.execute(a_template())
-    run_sql(database_url, "ALTER TABLE coupon_template RENAME COLUMN goods TO wares")
+    run_sql(database_url, "ALTER TABLE coupon_clock.coupon_template RENAME COLUMN goods TO wares")
 
     with pytest.raises(ReadModelOutdated, match="run `coupon-clock rebuild coupon_template`"):
         app.page(SHOP)
@@ -145,7 +150,7 @@ def test_what_is_shown_is_what_the_log_says_after_any_batches(app, database_url)
     app.execute_many([template, *(increase(template.template_id, by=1) for _ in range(7))])
     for projection in PROJECTIONS:
         for size in (1, 3, 100):
-            one = Projector(app.pool, app.store, projection, batch=size)
+            one = Projector(app.store, projection, batch=size)
             one.run_once()
             one.release()
 

@@ -15,7 +15,7 @@ import pytest
 
 from coupon_clock.app import Application
 from coupon_clock.infrastructure.event_store.store import UnreadableEvent
-from coupon_clock.infrastructure.postgres.pool import connect
+from coupon_clock.infrastructure.postgres.database import connect
 from coupon_clock.projections.coupon_templates import TEMPLATE_ROWS
 from coupon_clock.projections.rebuild import rebuild as rebuild_module
 from coupon_clock.projections.rebuild import replay
@@ -45,19 +45,19 @@ IN_REPLAY = ("claiming", "noting a chunk as done", "writing a chunk", "replaying
 
 @pytest.fixture(autouse=True)
 def several_chunks(monkeypatch) -> None:
-    monkeypatch.setattr(replay, "CHUNK", 10)
+    monkeypatch.setattr(replay, "EVENTS_A_CHUNK", 10)
 
 
 def tables(database_url: str) -> list[str]:
     """Of projections, and what rebuilds make beside them."""
     with psycopg.connect(database_url) as connection:
-        found = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY 1")
-        return [name for (name,) in found if name.startswith(tuple(NAMES)) and name != "coupon_template_events"]
+        found = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'coupon_clock' ORDER BY 1")
+        return [name for (name,) in found if name.startswith(tuple(NAMES))]
 
 
 def spoil(database_url: str, name: str) -> None:
     """So that a rebuild that changed nothing would be seen."""
-    run_sql(database_url, f"UPDATE {name} SET position = -1")
+    run_sql(database_url, f"UPDATE coupon_clock.{name} SET position = -1")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -70,7 +70,7 @@ def test_it_makes_the_rows_that_the_projector_made(app, database_url, name):
 
     assert rows(database_url, name) == made
     assert list(app.verify()) == []
-    assert done.events == done.position == value(database_url, "SELECT count(*) FROM coupon_template_events")
+    assert done.events == done.position == value(database_url, "SELECT count(*) FROM coupon_clock.event")
 
 
 def test_several_processes_make_the_same_rows(app, database_url):
@@ -98,11 +98,11 @@ def test_the_new_table_has_the_keys_indexes_and_grants_of_the_old_and_leaves_not
             acl = connection.execute("SELECT relacl FROM pg_class WHERE relname = 'coupon_template'")
             columns = connection.execute(
                 "SELECT attname, atttypid, attnotnull FROM pg_attribute "
-                "WHERE attrelid = 'coupon_template'::regclass AND attnum > 0 ORDER BY attnum"
+                "WHERE attrelid = 'coupon_clock.coupon_template'::regclass AND attnum > 0 ORDER BY attnum"
             )
             return [indexes.fetchall(), acl.fetchall(), columns.fetchall()]
 
-    run_sql(database_url, "GRANT SELECT ON coupon_template TO PUBLIC")
+    run_sql(database_url, "GRANT SELECT ON coupon_clock.coupon_template TO PUBLIC")
     made, before = shape(), tables(database_url)
 
     app.rebuild()
@@ -123,7 +123,7 @@ def test_the_old_table_can_be_kept(app, database_url):
 
 def test_a_view_on_the_old_table_is_told_and_keeps_the_next_rebuild_from_beginning(app, database_url):
     given_a_history(app)
-    run_sql(database_url, "CREATE VIEW ours AS SELECT name FROM coupon_template")
+    run_sql(database_url, "CREATE VIEW ours AS SELECT name FROM coupon_clock.coupon_template")
     app.rebuild()
     assert list(app.verify()) == []
 
@@ -147,8 +147,8 @@ def test_a_rehearsal_reads_everything_and_writes_nothing(app, database_url):
 
 def test_a_projection_that_was_never_made_is_made_by_a_rebuild(app, database_url):
     given_a_history(app)
-    run_sql(database_url, "DROP TABLE shop_month")
-    run_sql(database_url, "DELETE FROM checkpoint WHERE name = 'shop_month'")
+    run_sql(database_url, "DROP TABLE coupon_clock.shop_month")
+    run_sql(database_url, "DELETE FROM coupon_clock.checkpoint WHERE name = 'shop_month'")
 
     app.rebuild("shop_month")
 
@@ -184,8 +184,8 @@ def prepared(app, settings) -> Callable[[], Any]:
 
     @contextmanager
     def begun() -> Iterator[Rebuild]:
-        with only_rebuild(settings, TEMPLATE_ROWS) as connection:
-            work = Rebuild(settings, app.pool, app.store, TEMPLATE_ROWS, RebuildOptions(), in_silence, connection)
+        with only_rebuild(app.database, TEMPLATE_ROWS) as connection:
+            work = Rebuild(app.store, TEMPLATE_ROWS, RebuildOptions(), in_silence, connection)
             work.prepare()
             yield work
 
@@ -223,9 +223,9 @@ def test_commands_and_projectors_run_on_and_no_event_is_lost(app, busy, name):
 def test_a_shadow_that_is_behind_the_live_rows_is_not_swapped_in(app, database_url, settings):
     given_a_history(app)
     with connect(settings) as connection:
-        connection.execute("CREATE TABLE coupon_template_shadow (LIKE coupon_template)")
-        connection.execute("INSERT INTO checkpoint (name, position) VALUES ('coupon_template_shadow', 1)")
-        assert swap(connection, TEMPLATE_ROWS) is None
+        connection.execute("CREATE TABLE coupon_clock.coupon_template_shadow (LIKE coupon_clock.coupon_template)")
+        connection.execute("INSERT INTO coupon_clock.checkpoint (name, position) VALUES ('coupon_template_shadow', 1)")
+        assert swap(connection, app.database.schema, TEMPLATE_ROWS) is None
 
     assert rows(database_url)
 
@@ -234,7 +234,7 @@ def test_a_long_reader_holds_up_the_swap_and_no_other_reader(app, database_url):
     given_a_history(app)
     spoil(database_url, "coupon_template")
     with psycopg.connect(database_url) as reader:
-        reader.execute("SELECT count(*) FROM coupon_template")
+        reader.execute("SELECT count(*) FROM coupon_clock.coupon_template")
         thread = Thread(target=app.rebuild)
         thread.start()
         eventually(lambda: "coupon_template_shadow" in tables(database_url))
@@ -252,7 +252,7 @@ def test_readers_that_never_end_are_named_and_what_was_done_is_kept(app, databas
     spoil(database_url, "coupon_template")
     monkeypatch.setattr(rebuild_module, "SWAP_PATIENCE_S", 0)
     with psycopg.connect(database_url) as reader:
-        (pid,) = reader.execute("SELECT pg_backend_pid() FROM coupon_template").fetchone()
+        (pid,) = reader.execute("SELECT pg_backend_pid() FROM coupon_clock.coupon_template").fetchone()
         with pytest.raises(SwapBlocked, match=str(pid)):
             app.rebuild()
     assert rows(database_url)[0][-1] == -1
@@ -262,7 +262,7 @@ def test_readers_that_never_end_are_named_and_what_was_done_is_kept(app, databas
 
 
 def test_a_second_rebuild_is_told_who_runs_the_first(app, settings):
-    with only_rebuild(settings, TEMPLATE_ROWS):
+    with only_rebuild(app.database, TEMPLATE_ROWS):
         with pytest.raises(RebuildRunning, match=f"process {os.getpid()}"):
             app.rebuild()
         app.rebuild("shop_month")
@@ -320,7 +320,7 @@ def test_one_that_was_taken_over_writes_nothing_more(app, database_url, prepared
     with prepared() as work:
         asleep = replay.Replay(work._connection, app.store, TEMPLATE_ROWS, 1_000)
         claimed = asleep._claim()
-        replay.free(work._connection, TEMPLATE_ROWS.shadow)
+        replay.free(work._connection, app.database.schema, TEMPLATE_ROWS.shadow)
         asleep._claim = lambda: claimed
         with pytest.raises(replay.ShadowTakenOver):
             asleep.run_once()
@@ -332,10 +332,10 @@ def test_what_another_fold_version_began_is_not_gone_on_with(app, database_url, 
     given_a_history(app)
     monkeypatch.setattr(rebuild_module, "SWAP_PATIENCE_S", 0)
     with psycopg.connect(database_url) as reader:
-        reader.execute("SELECT FROM coupon_template")
+        reader.execute("SELECT FROM coupon_clock.coupon_template")
         with pytest.raises(SwapBlocked):
             app.rebuild()
-    run_sql(database_url, "UPDATE checkpoint SET fold_version = 7 WHERE name = 'coupon_template_shadow'")
+    run_sql(database_url, "UPDATE coupon_clock.checkpoint SET fold_version = 7 WHERE name = 'coupon_template_shadow'")
 
     with pytest.raises(ShadowOfOtherFold, match="without --resume"):
         app.rebuild(options=RESUME)
@@ -371,7 +371,7 @@ def test_ctrl_c_leaves_the_live_rows_and_a_shadow_to_go_on_with(app, database_ur
         [*command, "--throttle", "1"], env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     eventually(lambda: "coupon_template_shadow_chunk" in tables(database_url))
-    eventually(lambda: value(database_url, "SELECT sum(events) FROM coupon_template_shadow_chunk"))
+    eventually(lambda: value(database_url, "SELECT sum(events) FROM coupon_clock.coupon_template_shadow_chunk"))
 
     os.killpg(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=30)

@@ -161,8 +161,8 @@ def routed(settings: Settings) -> set[str]:
 
 
 def all_armed(app: Application) -> bool:
-    with app.pool.connection() as connection:
-        return connection.execute("SELECT bool_and(armed_at IS NOT NULL) FROM alarm").fetchone() == (True,)
+    with app.database.connection() as connection:
+        return connection.execute("SELECT bool_and(armed_at IS NOT NULL) FROM coupon_clock.alarm").fetchone() == (True,)
 
 
 def cause_of_end(app: Application, template: CreateCouponTemplate) -> Cause:

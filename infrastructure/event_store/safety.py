@@ -1,0 +1,91 @@
+"""What keeps a log whole: checks of the server, the triggers and the sequence, for each new connection."""
+
+from dataclasses import dataclass
+
+from psycopg import Connection
+from psycopg.rows import TupleRow
+
+from coupon_clock.domain.errors import CouponClockError
+from coupon_clock.infrastructure.postgres.database import Schema, fetch_one
+
+OLDEST_POSTGRESQL = 150_000
+
+LOG_EXISTS = "SELECT to_regclass('{schema}.event') IS NOT NULL"
+ENABLED_TRIGGERS = """
+SELECT count(*)
+  FROM pg_trigger
+ WHERE tgrelid = to_regclass('{schema}.event')
+   AND tgname IN ('announce_writer', 'refuse_change')
+   AND tgenabled IN ('O', 'A')
+"""
+HIGHEST = "SELECT coalesce(max(notification_id), 0) FROM {schema}.event"
+SEQUENCE = "event_notification_id_seq"
+SEQUENCE_STATE = "SELECT last_value, is_called FROM {schema}.{sequence}"
+SEQUENCE_CACHE = "SELECT seqcache FROM pg_sequence WHERE seqrelid = to_regclass('{schema}.{sequence}')"
+BEYOND_LOG = """
+SELECT name, position, log.highest
+  FROM {schema}.checkpoint, (SELECT coalesce(max(notification_id), 0) AS highest FROM {schema}.event) AS log
+ WHERE position > log.highest
+ ORDER BY name
+"""
+
+
+@dataclass(eq=False)
+class UnsafeLog(CouponClockError):
+    """Nothing is written to this database until this is repaired: {reason}."""
+
+    reason: str
+
+
+def refuse_unsafe(connection: Connection[TupleRow], schema: Schema) -> None:
+    """For each new connection: it may lead to another server than the last one. Raises UnsafeLog."""
+    refuse_unsafe_server(connection)
+    if fetch_one(connection, schema.sql(LOG_EXISTS))[0]:
+        refuse_unsafe_log(connection, schema)
+
+
+def refuse_unsafe_server(connection: Connection[TupleRow]) -> None:
+    version = connection.info.server_version
+    if version < OLDEST_POSTGRESQL:
+        raise UnsafeLog(f"PostgreSQL is {version // 10_000}, and 15 is the oldest that works: upgrade it")
+    if fetch_one(connection, "SELECT pg_is_in_recovery()")[0]:
+        raise UnsafeLog("the server is a standby: connect to the primary")
+
+
+def refuse_unsafe_log(connection: Connection[TupleRow], schema: Schema) -> None:
+    refuse_disabled_triggers(connection, schema)
+    refuse_unsafe_sequence(connection, schema)
+    refuse_checkpoint_beyond_log(connection, schema)
+
+
+def refuse_disabled_triggers(connection: Connection[TupleRow], schema: Schema) -> None:
+    """A restore can leave them out or disabled: then nobody announces writers, and followers skip events."""
+    if fetch_one(connection, schema.sql(ENABLED_TRIGGERS))[0] != 2:
+        raise UnsafeLog(
+            f"the log's triggers are missing or disabled: ALTER TABLE {schema.name}.event ENABLE TRIGGER ALL, "
+            "or restore them from the dump"
+        )
+
+
+def refuse_unsafe_sequence(connection: Connection[TupleRow], schema: Schema) -> None:
+    """A cached or lagging sequence hands out positions below ones that followers have passed."""
+    # The log first: it only grows, so a sequence read after it is never behind by chance.
+    (highest,) = fetch_one(connection, schema.sql(HIGHEST))
+    (last, called) = fetch_one(connection, schema.sql(SEQUENCE_STATE, sequence=SEQUENCE))
+    (cache,) = fetch_one(connection, schema.sql(SEQUENCE_CACHE, sequence=SEQUENCE))
+    name = f"{schema.name}.{SEQUENCE}"
+    if cache != 1:
+        raise UnsafeLog(f"the sequence {name} has a cache of {cache}: ALTER SEQUENCE {name} CACHE 1")
+    if last < highest or (last == highest and not called):
+        raise UnsafeLog(f"the sequence {name} is at {last}, its table at {highest}: SELECT setval('{name}', {highest})")
+
+
+def refuse_checkpoint_beyond_log(connection: Connection[TupleRow], schema: Schema) -> None:
+    """What such a follower took in is in the log no more, and it would skip what takes those positions next."""
+    if beyond := connection.execute(schema.sql(BEYOND_LOG)).fetchone():
+        name, position, highest = beyond
+        raise UnsafeLog(
+            f"the checkpoint of {name} is at {position}, beyond the log's end at {highest}: UPDATE "
+            f"{schema.name}.checkpoint SET position = {highest} WHERE name = '{name}', then rebuild what {name} fills "
+            "from the log"
+        )

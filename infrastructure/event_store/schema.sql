@@ -1,0 +1,84 @@
+-- The event log, the alarms and what goes with them. {{schema}} is filled in by migrations.py.
+
+-- The one clock. Tests replace it in a throw-away database.
+CREATE FUNCTION {schema}.now_utc() RETURNS timestamptz LANGUAGE sql VOLATILE AS 'SELECT clock_timestamp()';
+
+-- The first five columns are those of the eventsourcing library. The defaults of the others are for writers that know
+-- nothing of them. Positions are GENERATED ALWAYS: one drawn before the statement that uses it would be held by nobody
+-- (announce_writer, below).
+CREATE TABLE {schema}.event (
+    originator_id      uuid        NOT NULL,
+    originator_version bigint      NOT NULL,
+    topic              text        NOT NULL,
+    state              bytea       NOT NULL,
+    notification_id    bigint      NOT NULL GENERATED ALWAYS AS IDENTITY,
+    recorded_at        timestamptz NOT NULL DEFAULT {schema}.now_utc(),
+    command_id         uuid,
+    cause              text        NOT NULL DEFAULT 'command',
+    actor              text,
+    PRIMARY KEY (originator_id, originator_version)
+);
+CREATE UNIQUE INDEX event_notification_id_idx ON {schema}.event (notification_id ASC);
+
+CREATE TABLE {schema}.alarm (
+    stream_id    uuid PRIMARY KEY,
+    due_at       timestamptz NOT NULL,
+    armed_at     timestamptz,
+    leased_until timestamptz
+);
+CREATE INDEX alarm_due_idx     ON {schema}.alarm (due_at, stream_id);
+CREATE INDEX alarm_unarmed_idx ON {schema}.alarm (due_at) WHERE armed_at IS NULL;
+
+CREATE TABLE {schema}.checkpoint (
+    name         text PRIMARY KEY,
+    position     bigint  NOT NULL,
+    build        integer NOT NULL DEFAULT 1,
+    fold_version integer NOT NULL DEFAULT 1,
+    step         text,
+    leased_by    uuid,
+    leased_until timestamptz
+);
+COMMENT ON COLUMN {schema}.checkpoint.step IS 'Of a rebuild that is under way: what it does next.';
+
+CREATE TABLE {schema}.cluster_identity (
+    only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+    identity text NOT NULL
+);
+
+CREATE TABLE {schema}.rejected_message (
+    id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    message_id  text        NOT NULL,
+    reason      text        NOT NULL,
+    body        bytea       NOT NULL,
+    rejected_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
+-- Fires before positions are drawn, for every writer, ours or not: whoever has a position holds the shared lock until
+-- its rows are visible or gone, which is what followers wait for (log_reader.py). It bounds that transaction, because
+-- followers stand still for it, and refuses to acknowledge a commit that a crash could take back.
+-- The bounds are the trigger's arguments: longest pause inside the transaction, longest transaction (PostgreSQL 17 on).
+-- A writer that set itself a shorter one keeps it.
+CREATE FUNCTION {schema}.announce_writer() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock_shared(1129271116, TG_RELID::int4);
+    IF NOT current_setting('idle_in_transaction_session_timeout')::interval BETWEEN '1ms' AND TG_ARGV[0]::interval THEN
+        PERFORM set_config('idle_in_transaction_session_timeout', TG_ARGV[0], true);
+    END IF;
+    IF NOT current_setting('transaction_timeout', true)::interval BETWEEN '1ms' AND TG_ARGV[1]::interval THEN
+        PERFORM set_config('transaction_timeout', TG_ARGV[1], true);
+    END IF;
+    IF current_setting('synchronous_commit') = 'off' THEN
+        PERFORM set_config('synchronous_commit', 'on', true);
+    END IF;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER announce_writer BEFORE INSERT ON {schema}.event
+    FOR EACH STATEMENT EXECUTE FUNCTION {schema}.announce_writer('30s', '60s');
+
+CREATE FUNCTION {schema}.refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION 'the log % is append only: % is refused', TG_TABLE_NAME, TG_OP
+        USING HINT = 'Append an event that corrects what is wrong.';
+END $$;
+CREATE TRIGGER refuse_change BEFORE UPDATE OR DELETE OR TRUNCATE ON {schema}.event
+    FOR EACH STATEMENT EXECUTE FUNCTION {schema}.refuse_change();
