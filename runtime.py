@@ -1,7 +1,7 @@
 """Streams of one kind that are to be looked at when they are due, and the loops that do so at the instant.
 
-Knows no coupon: what such a stream is comes in as a Decider. app.py puts coupon templates on it, and
-examples/order_timeout.py puts orders, in a schema and a topic of their own.
+What such a stream is comes in as a Decider: the application's own (app.py), or, in a schema and a topic of its own,
+an order that must be paid in time (examples/order_timeout.py).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -37,7 +37,7 @@ from coupon_clock.infrastructure.postgres.database import Database, Schema, conn
 from coupon_clock.infrastructure.postgres.errors import DatabaseUnavailable
 from coupon_clock.infrastructure.postgres.server_clock import ServerClock
 from coupon_clock.infrastructure.scheduling.alarms import Alarms
-from coupon_clock.infrastructure.scheduling.due_result import Completed, DueResult, Failed, NotDue, Retry
+from coupon_clock.infrastructure.scheduling.due_result import Completed, DueCause, DueResult, Failed, NotDue, Retry
 from coupon_clock.infrastructure.scheduling.expiry_consumer import ExpiryConsumer
 from coupon_clock.infrastructure.scheduling.reconciler import Reconciler
 from coupon_clock.infrastructure.scheduling.relay import Relay
@@ -245,7 +245,7 @@ class Runtime(Generic[State, Command, Event]):
         relay = Relay(self.alarms, broker, self.clock, lead)
         return Parts(relay, consumer, Reconciler(self.alarms, self.handle_due, grace))
 
-    def handle_due(self, stream_ids: Sequence[UUID], cause: Cause) -> list[DueResult]:
+    def handle_due(self, stream_ids: Sequence[UUID], cause: DueCause) -> list[DueResult]:
         """Does what is due on those of these streams that are, in few transactions; none given, it reads the time."""
         if not stream_ids:
             self.store.learn_time()

@@ -1,13 +1,13 @@
-"""What can come of looking at a stream whose alarm is due. The loops know no more of the domain than this."""
+"""What handling a stream whose alarm is due can come to. The loops know no more of the domain than this."""
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from typing import Literal
 from uuid import UUID
 
 from msgspec import Struct
 
 from coupon_clock.domain.errors import CouponClockError
-from coupon_clock.infrastructure.event_store.store import Cause
 
 
 class Completed(Struct, frozen=True, gc=False):
@@ -34,6 +34,7 @@ class Retry(Struct, frozen=True):
     error: CouponClockError
 
 
+DueCause = Literal["message", "reconciler"]
 DueResult = Completed | NotDue | Failed | Retry
-HandleDue = Callable[[Sequence[UUID], Cause], Sequence[DueResult]]
-"""Looks at these streams and does what is due, in few transactions; answers in their order."""
+HandleDue = Callable[[Sequence[UUID], DueCause], Sequence[DueResult]]
+"""Does what is due on these streams, in few transactions. Returns a result for each, in order."""
