@@ -1,9 +1,9 @@
 from collections import Counter
 from datetime import timedelta
 
-from coupon_clock.demo.scenario import ARMING_WINDOW, MoveEnd, SendAgain, Terminate, creation, scenario
 from coupon_clock.domain.rules import creation_problems
 from examples import MORNING
+from scenario import ARMING_WINDOW, MoveEnd, SendAgain, Terminate, creation, scenario
 
 
 def test_forty_templates_of_three_shops_end_within_twenty_seconds():

@@ -7,11 +7,11 @@ from uuid import UUID
 import pytest
 from rich.console import Console
 
-from coupon_clock.demo.scene import Scene, scene
-from coupon_clock.demo.screen import shown, table
-from coupon_clock.demo.stage import OnStage
-from coupon_clock.demo.watch import Seen
 from examples import MORNING, a_template
+from scene import Scene, scene
+from screen import shown, table
+from stage import OnStage
+from watch import Seen
 
 END = MORNING + timedelta(seconds=10)
 LATER = END + timedelta(seconds=5)

@@ -10,8 +10,8 @@ from uuid import UUID
 from msgspec import Struct
 
 from coupon_clock.app import Envelope
-from coupon_clock.demo.watch import Seen
 from coupon_clock.domain.events import Created, Ended, EndReason, Event, ValidityChanged
+from watch import Seen
 
 LATEST = timedelta(seconds=1)
 

@@ -15,23 +15,23 @@ import typer
 from rich.console import Console
 
 from coupon_clock.app import Application, Settings
-from coupon_clock.demo import INTERRUPTED
-from coupon_clock.demo.house import alone_in, fresh_database, interrupt_on_signals, servers_in
-from coupon_clock.demo.scenario import ARMING_WINDOW, LEAD, scenario
-from coupon_clock.demo.scene import scene
-from coupon_clock.demo.screen import Screen, shown
-from coupon_clock.demo.stage import Stage
-from coupon_clock.demo.summary import tell
-from coupon_clock.demo.verdict import Report, judge
-from coupon_clock.demo.watch import Seen, sent, watching
 from coupon_clock.domain.errors import CouponClockError
 from coupon_clock.infrastructure.messaging.broker import Broker
 from coupon_clock.infrastructure.postgres.pool import connect
 from coupon_clock.local_servers.servers import Broker as BrokerName
 from coupon_clock.local_servers.servers import LocalServers
 from coupon_clock.runtime import broker_for
+from house import alone_in, fresh_database, interrupt_on_signals, servers_in
+from scenario import ARMING_WINDOW, LEAD, scenario
+from scene import scene
+from screen import Screen, shown
+from stage import Stage
+from summary import tell
+from verdict import Report, judge
+from watch import Seen, sent, watching
 
 CANNOT_RUN = 2
+INTERRUPTED = 130
 FRAME_S = 0.1
 GRACE = timedelta(seconds=3)
 """How long after the last end the demo goes on waiting for templates that did not end."""

@@ -8,12 +8,12 @@ from uuid import UUID, uuid4
 from msgspec import Struct
 
 from coupon_clock.app import Application, ChangeValidity, Envelope, TerminateCouponTemplate
-from coupon_clock.demo.scenario import LEAD, MoveEnd, Planned, SendAgain, Terminate, Turn, creation
 from coupon_clock.domain.commands import CreateCouponTemplate
 from coupon_clock.domain.errors import CouponClockError
 from coupon_clock.domain.events import Ended, Event
 from coupon_clock.infrastructure.messaging.broker import Broker
 from coupon_clock.infrastructure.messaging.messages import ExpiryDue
+from scenario import LEAD, MoveEnd, Planned, SendAgain, Terminate, Turn, creation
 
 PATIENCE = timedelta(seconds=4)
 """How much later than planned a message may be sent before the demo gives up."""

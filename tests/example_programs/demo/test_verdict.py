@@ -7,10 +7,10 @@ from uuid import uuid4
 from msgspec import structs
 
 from coupon_clock.app import Envelope
-from coupon_clock.demo.verdict import LATEST, Lateness, Report, judge
-from coupon_clock.demo.watch import Seen
 from coupon_clock.domain.events import Created, Ended, EndReason, Event, ValidityChanged
 from examples import EVENING, MICROSECOND, MORNING, NOON, SHOP, TEMPLATE, a_template
+from verdict import LATEST, Lateness, Report, judge
+from watch import Seen
 
 SOON = timedelta(milliseconds=3)
 

@@ -9,10 +9,10 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from coupon_clock.demo.screen import milliseconds
-from coupon_clock.demo.verdict import Fault, Lateness, Report
-from coupon_clock.demo.watch import EVERY_S
 from coupon_clock.domain.events import EndReason
+from screen import milliseconds
+from verdict import Fault, Lateness, Report
+from watch import EVERY_S
 
 SEEN = f"Seen: PostgreSQL's clock, read by another connection that looks every {EVERY_S * 1_000:.0f} ms."
 

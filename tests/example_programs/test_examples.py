@@ -20,7 +20,7 @@ from coupon_clock.testing import given
 from deadlines import eventually
 from examples import SHOP, a_template, ending_in, increase, terminate
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def example(name: str) -> ModuleType:

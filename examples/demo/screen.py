@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from coupon_clock.demo.scene import Row, Scene, State
+from scene import Row, Scene, State
 
 COLUMNS = {
     "Shop": 4,
