@@ -14,6 +14,7 @@ import structlog
 import typer
 from rich.console import Console
 
+from actions import Stage
 from coupon_clock.app import Application, Settings
 from coupon_clock.domain.errors import CouponClockError
 from coupon_clock.infrastructure.messaging.broker import Broker
@@ -21,14 +22,13 @@ from coupon_clock.infrastructure.postgres.pool import connect
 from coupon_clock.local_servers.servers import Broker as BrokerName
 from coupon_clock.local_servers.servers import LocalServers
 from coupon_clock.runtime import broker_for
-from house import alone_in, fresh_database, interrupt_on_signals, servers_in
+from environment import alone_in, fresh_database, interrupt_on_signals, servers_in
+from observer import Seen, sent, watching
+from report import tell
 from scenario import ARMING_WINDOW, LEAD, scenario
 from scene import scene
-from screen import Screen, shown
-from stage import Stage
-from summary import tell
 from verdict import Report, judge
-from watch import Seen, sent, watching
+from view import Screen, shown
 
 CANNOT_RUN = 2
 INTERRUPTED = 130

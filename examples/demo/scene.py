@@ -6,8 +6,8 @@ from itertools import groupby
 from typing import Literal, NamedTuple, get_args
 from uuid import UUID
 
-from stage import OnStage, Twist
-from watch import Seen
+from actions import OnStage, Twist
+from observer import Seen
 
 State = Literal["waiting", "message sent", "terminated", "ended"]
 STATES: tuple[State, ...] = get_args(State)

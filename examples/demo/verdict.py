@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from coupon_clock.app import Envelope
 from coupon_clock.domain.events import Created, Ended, EndReason, Event, ValidityChanged
-from watch import Seen
+from observer import Seen
 
 LATEST = timedelta(seconds=1)
 

@@ -7,11 +7,11 @@ from uuid import UUID
 import pytest
 from rich.console import Console
 
+from actions import OnStage
 from examples import MORNING, a_template
+from observer import Seen
 from scene import Scene, scene
-from screen import shown, table
-from stage import OnStage
-from watch import Seen
+from view import shown, table
 
 END = MORNING + timedelta(seconds=10)
 LATER = END + timedelta(seconds=5)

@@ -10,9 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from coupon_clock.domain.events import EndReason
-from screen import milliseconds
+from observer import EVERY_S
 from verdict import Fault, Lateness, Report
-from watch import EVERY_S
+from view import milliseconds
 
 SEEN = f"Seen: PostgreSQL's clock, read by another connection that looks every {EVERY_S * 1_000:.0f} ms."
 

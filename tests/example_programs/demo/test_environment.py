@@ -2,7 +2,7 @@ import psycopg
 import pytest
 
 from coupon_clock.local_servers.errors import FolderUnusable
-from house import FolderBusy, alone_in, fresh_database
+from environment import FolderBusy, alone_in, fresh_database
 
 
 def test_a_second_demo_in_one_folder_is_refused(tmp_path):

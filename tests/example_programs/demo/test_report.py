@@ -9,8 +9,8 @@ from msgspec import structs
 from coupon_clock.app import Envelope
 from coupon_clock.domain.events import Created, Ended, EndReason, Event, ValidityChanged
 from examples import EVENING, MICROSECOND, MORNING, NOON, SHOP, TEMPLATE, a_template
+from observer import Seen
 from verdict import LATEST, Lateness, Report, judge
-from watch import Seen
 
 SOON = timedelta(milliseconds=3)
 

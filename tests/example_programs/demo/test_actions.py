@@ -4,13 +4,13 @@ from datetime import timedelta
 
 import pytest
 
+from actions import PATIENCE, MessageNotSent, OnStage, Stage
 from coupon_clock.app import Application
 from coupon_clock.domain.events import EndReason
 from coupon_clock.infrastructure.messaging.memory_broker import MemoryBroker
 from coupon_clock.infrastructure.messaging.messages import from_wire
 from examples import MORNING
 from scenario import MoveEnd, Planned, SendAgain, Terminate, Turn
-from stage import PATIENCE, MessageNotSent, OnStage, Stage
 
 END = MORNING + timedelta(seconds=10)
 TURN = MORNING + timedelta(seconds=2)
