@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name):
-        if name[:1].isupper():  # a public name, not a module
+        if name == "__all__" or name[:1].isupper():  # a public name, not a module
             from coupon_clock import app
 
-            if name in app.__all__:
+            if name in ("__all__", *app.__all__):
                 return getattr(app, name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,8 +14,8 @@ LIGHT = """
 import sys
 import coupon_clock, coupon_clock.domain.coupon_template, coupon_clock.domain.rules
 assert "psycopg" not in sys.modules
-from coupon_clock import Application
-assert "psycopg" in sys.modules
+from coupon_clock import *
+assert Application.__name__ == "Application" and "psycopg" in sys.modules
 """
 RAISED = re.compile(r"\b[Rr]aises ([^.]*)", re.DOTALL)
 

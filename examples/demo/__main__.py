@@ -2,12 +2,9 @@
 
 import sys
 
-INTERRUPTED = 130
-"""The exit code after Ctrl-C and SIGTERM, as shells have it."""
-
 try:
     from command import main
 
     main()
 except KeyboardInterrupt:
-    sys.exit(INTERRUPTED)
+    sys.exit(130)

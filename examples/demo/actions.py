@@ -1,119 +1,104 @@
-"""The scenario on a running application. The stage only sends commands and messages; what ends, ends by itself."""
+"""The scenario, and how it is carried out on a running application: who ends when, and what is done on the way."""
 
-from collections.abc import Mapping
-from datetime import datetime, timedelta
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from itertools import cycle
+from typing import Any
 from uuid import UUID, uuid4
 
-from msgspec import Struct
+import coupon_clock as cc
+from observer import Seen, connect
 
-from coupon_clock.app import Application, ChangeValidity, Envelope, TerminateCouponTemplate
-from coupon_clock.domain.commands import CreateCouponTemplate
-from coupon_clock.domain.errors import CouponClockError
-from coupon_clock.domain.events import Ended, Event
-from coupon_clock.infrastructure.messaging.broker import Broker
-from coupon_clock.infrastructure.messaging.messages import ExpiryDue
-from scenario import LEAD, MoveEnd, Planned, SendAgain, Terminate, Turn, creation
+ARMING_WINDOW = timedelta(seconds=8)
+LEAD = timedelta(seconds=3)
+VALID_FOR = timedelta(minutes=1)
+PATIENCE = timedelta(seconds=4)  # how much later than planned a message may be sent before the demo gives up
+NEVER = datetime.max.replace(tzinfo=UTC)
 
-PATIENCE = timedelta(seconds=4)
-"""How much later than planned a message may be sent before the demo gives up."""
+QUIET = (
+    "Winter coats", "Free delivery", "Second pair", "Breakfast set", "Student days", "Garden tools", "Board games",
+    "Rainy Monday", "New neighbours", "Lunch break", "Running shoes", "Tea and cake", "Last stock", "Book week",
+    "Early birds",
+)  # fmt: skip
+UNARM = "UPDATE alarm SET armed_at = NULL, leased_until = NULL WHERE stream_id = %s"  # it is then sent again
 
-Twist = Literal["terminated", "moved later", "moved earlier", "sent twice"]
 
-
-class MessageNotSent(CouponClockError):
+@dataclass(eq=False)
+class MessageNotSent(cc.CouponClockError):
     """The message for "{name}" was not given to the broker within {seconds:.0f} s: is the broker working?"""
 
-    def __init__(self, name: str, seconds: float) -> None:
-        super().__init__(name, seconds)
-        self.name, self.seconds = name, seconds
+    name: str
+    seconds: float
 
 
-class OnStage(Struct):
-    """A template as the stage last left it. `turn`: still to come; `twist`: what came of it."""
+@dataclass
+class Template:
+    """As the demo last left it. `action_at`: when its `action` comes; `happened`: what came of it, in words."""
 
-    created: CreateCouponTemplate
+    shop_number: int
+    name: str
     ends_at: datetime
-    turn: Turn | None
-    twist: Twist | None = None
+    action: str = ""
+    action_at: datetime = NEVER
+    new_end: datetime = NEVER
+    happened: str = ""
+    template_id: UUID = field(default_factory=uuid4)
 
-    @property
-    def template_id(self) -> UUID:
-        return self.created.template_id
+    def ids(self) -> dict[str, Any]:
+        return {"command_id": uuid4(), "template_id": self.template_id, "shop_number": self.shop_number}
 
 
-class Stage:
-    """`start`: the aware time from which the scenario counts."""
+def scenario(start: datetime) -> list[Template]:
+    """Returns forty templates: 15 that end one by one, 20 at one instant, and 5 with a story of their own."""
+    s = timedelta(seconds=1)
+    return [
+        *(Template(n % 3 + 1, name, start + (3.1 + n * 1.1) * s) for n, name in enumerate(QUIET)),
+        *(Template(n % 3 + 1, "Flash sale", start + 10 * s) for n in range(20)),
+        Template(1, "Closed early", start + 15.5 * s, "terminate", start + 5 * s),
+        Template(2, "Prolonged", start + 6 * s, "move end", start + 2 * s, start + 14 * s),
+        Template(3, "Cut short", start + 16 * s, "move end", start + 8.5 * s, start + 12 * s),
+        Template(1, "Announced twice", start + 8 * s, "send again", start + 1.5 * s),
+        Template(2, "Far ahead", start + 20 * s),
+    ]
 
-    def __init__(self, app: Application, broker: Broker, start: datetime) -> None:
-        self.app = app
-        self.broker = broker
-        self.start = start
-        self.templates: list[OnStage] = []
 
-    def create(self, scenario: list[Planned]) -> None:
-        """All templates, in one transaction. Raises the first error of any."""
-        creations = [creation(planned, self.start, number) for number, planned in enumerate(scenario)]
-        for outcome in self.app.execute_many(creations):
-            if isinstance(outcome, CouponClockError):
-                raise outcome
-        self.templates = [
-            OnStage(created, created.valid_until, planned.turn)
-            for created, planned in zip(creations, scenario, strict=True)
-        ]
-
-    def tick(self, now: datetime, sent: Mapping[UUID, datetime]) -> None:
-        """Takes the turns whose time has come. `sent`: the end for which each template's message was sent."""
-        for template in self.templates:
-            if template.turn and now >= self._at(template.turn.at):
-                self._take(template, template.turn, now, sent.get(template.template_id) == template.ends_at)
-
-    def last_end(self) -> datetime:
-        return max(template.ends_at for template in self.templates)
-
-    def histories(self) -> dict[UUID, list[Envelope[Event]]]:
-        """What the log says of each template."""
-        return {t.template_id: self.app.history(t.created.shop_number, t.template_id) for t in self.templates}
-
-    def _take(self, template: OnStage, turn: Turn, now: datetime, was_sent: bool) -> None:
-        match turn:
-            case Terminate():
-                self._terminate(template)
-            case MoveEnd(_, to) if was_sent:
-                self._move(template, self._at(to))
-            case SendAgain() if was_sent:
-                self._send_again(template)
-            case _ if now > self._at(turn.at) + PATIENCE:
-                raise MessageNotSent(template.created.name, PATIENCE.total_seconds())
-            case _:
-                return
-        template.turn = None
-
-    def _terminate(self, template: OnStage) -> None:
-        outcome = self.app.execute(
-            TerminateCouponTemplate(
-                command_id=uuid4(), template_id=template.template_id, shop_number=template.created.shop_number
-            )
+def create(app: cc.Application, templates: Sequence[Template]) -> None:
+    """Creates all in one transaction. Raises the first error of any."""
+    discounts: Iterator[Any] = cycle([cc.FixedAmount(300), cc.ThresholdAmount(1_000, 300), cc.Percentage(20, 0, 5_000)])
+    commands = [
+        cc.CreateCouponTemplate(
+            **template.ids(), name=template.name, source="shop", target="all_products", discount=next(discounts),
+            receive_rule=cc.ReceiveRule(limit_per_person=1), consume_rule=cc.ConsumeRule(), stock=100, actor="demo",
+            valid_from=template.ends_at - VALID_FOR, valid_until=template.ends_at,
         )
-        template.twist = "terminated"
-        template.ends_at = next(event.ended_at for event in outcome.events if isinstance(event, Ended))
+        for template in templates
+    ]  # fmt: skip
+    for outcome in app.execute_many(commands):
+        if isinstance(outcome, cc.CouponClockError):
+            raise outcome
 
-    def _move(self, template: OnStage, to: datetime) -> None:
-        self.app.execute(
-            ChangeValidity(
-                command_id=uuid4(),
-                template_id=template.template_id,
-                shop_number=template.created.shop_number,
-                valid_from=template.created.valid_from,
-                valid_until=to,
-            )
-        )
-        template.twist = "moved later" if to > template.ends_at else "moved earlier"
-        template.ends_at = to
 
-    def _send_again(self, template: OnStage) -> None:
-        self.broker.publish([ExpiryDue(template.template_id, template.ends_at)], LEAD)
-        template.twist = "sent twice"
-
-    def _at(self, seconds: float) -> datetime:
-        return self.start + timedelta(seconds=seconds)
+def run_due(app: cc.Application, templates: Sequence[Template], now: datetime, seen: Seen) -> None:
+    """Carries out the actions that are due; but for terminating, once the message was sent. Raises MessageNotSent."""
+    for template in templates:
+        if now < template.action_at:
+            continue
+        if template.action == "terminate":
+            outcome = app.execute(cc.TerminateCouponTemplate(**template.ids()))
+            template.ends_at = next(event.ended_at for event in outcome.events if isinstance(event, cc.Ended))
+            template.happened = "terminated"
+        elif seen.sent.get(template.template_id) != template.ends_at:
+            if now > template.action_at + PATIENCE:
+                raise MessageNotSent(template.name, PATIENCE.total_seconds())
+            continue
+        elif template.action == "send again":
+            with connect(app.settings) as connection:
+                connection.execute(UNARM, (template.template_id,))
+            template.happened = "sent twice"
+        else:
+            old, new = template.ends_at, template.new_end
+            app.execute(cc.ChangeValidity(**template.ids(), valid_from=new - VALID_FOR, valid_until=new))
+            template.happened = f"{'later' if new > old else 'earlier'}, was {old.astimezone():%H:%M:%S}"
+            template.ends_at = new
+        template.action_at = NEVER

@@ -1,134 +1,66 @@
-"""Wires the demo. Exit codes: 0 every promise kept, 1 one was broken, 2 it could not run, 130 interrupted."""
+"""Runs the demo. Exit codes: 0 every promise kept, 1 one was broken, 2 it could not run, 130 interrupted."""
 
-import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from argparse import ArgumentParser
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated
+from signal import SIGINT, SIGTERM, default_int_handler, signal
 
 import psutil
-import structlog
-import typer
-from rich.console import Console
+import psycopg
+from rich.console import Console, Group
 
-from actions import Stage
-from coupon_clock.app import Application, Settings
-from coupon_clock.domain.errors import CouponClockError
-from coupon_clock.infrastructure.messaging.broker import Broker
-from coupon_clock.infrastructure.postgres.pool import connect
-from coupon_clock.local_servers.servers import Broker as BrokerName
-from coupon_clock.local_servers.servers import LocalServers
-from coupon_clock.runtime import broker_for
-from environment import alone_in, fresh_database, interrupt_on_signals, servers_in
-from observer import Seen, sent, watching
-from report import tell
-from scenario import ARMING_WINDOW, LEAD, scenario
-from scene import scene
-from verdict import Report, judge
-from view import Screen, shown
+from actions import ARMING_WINDOW, create, run_due, scenario
+from coupon_clock import Application, CouponClockError, MemoryBroker, Settings
+from environment import alone_in, environment
+from observer import observing
+from report import broken_promises, summary
+from view import shown
 
-CANNOT_RUN = 2
-INTERRUPTED = 130
-FRAME_S = 0.1
-GRACE = timedelta(seconds=3)
-"""How long after the last end the demo goes on waiting for templates that did not end."""
+GRACE = timedelta(seconds=3)  # how long after the last end the demo waits for templates that did not end
 
-PLAIN = (
-    structlog.processors.add_log_level,
-    structlog.processors.TimeStamper(fmt="iso", utc=True),
-    structlog.dev.ConsoleRenderer(colors=False),
-)
-
-out = Console()
-err = Console(stderr=True)
+out, err = Console(), Console(stderr=True)
 
 
 def main() -> None:
-    interrupt_on_signals()
+    parser = ArgumentParser(description="Forty coupon templates of three shops end on time, live.")
+    parser.add_argument("--broker", choices=["rocketmq", "memory"], default="rocketmq", help="RocketMQ, or in-process")
+    parser.add_argument("--dir", type=Path, default=Path(".demo"), help="where the servers keep everything")
+    options = parser.parse_args()
+    signal(SIGTERM, default_int_handler)
+    signal(SIGINT, default_int_handler)  # a shell has it ignored by what it starts in the background
     try:
-        typer.run(demo)
-    except CouponClockError as error:
-        err.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(CANNOT_RUN)
-
-
-def demo(
-    broker: Annotated[BrokerName, typer.Option(help="A real RocketMQ, or the in-process broker.")] = "rocketmq",
-    folder: Annotated[Path, typer.Option("--dir", help="Where the servers keep everything.")] = Path(".demo"),
-) -> None:
-    """Forty coupon templates of three shops end on time, live."""
-    forget_environment()
-    try:
-        with alone_in(folder), servers_in(folder, broker) as servers, log_to(folder / "demo.log"):
-            report = run(servers)
+        with alone_in(options.dir), environment(options.dir, options.broker) as settings:
+            broken = run(settings)
     except KeyboardInterrupt:
         err.print("Interrupted; what the demo started is stopped.", highlight=False)
-        raise typer.Exit(INTERRUPTED) from None
-    raise typer.Exit(report.exit_code)
+        sys.exit(130)
+    except (CouponClockError, psycopg.Error) as error:
+        err.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
+    sys.exit(1 if broken else 0)
 
 
-def run(servers: LocalServers) -> Report:
-    settings = settings_for(servers)
+def run(settings: Settings) -> list[str]:
+    """Returns the promises that were broken, in words."""
+    memory = MemoryBroker()
+    memory.wants_ahead = ARMING_WINDOW  # it has no setting for it, and its 30 s leave nothing to see
+    name, broker = ("RocketMQ", None) if settings.rocketmq_endpoints else ("the in-process broker", memory)
+    title = f"Coupon Clock on {name}: messages are sent {ARMING_WINDOW.seconds} s before the end"
     Application.migrate(settings)
-    broker = broker_for(settings)
-    broker.wants_ahead = ARMING_WINDOW  # the in-process one has no setting for it, and its 30 s leave nothing to see
     with Application.open(settings) as app:
-        with app.running(broker=broker), watching(settings) as seen:
-            stage = Stage(app, broker, next_second(datetime.now(UTC)))
-            stage.create(scenario())
-            first_template_after = time.time() - psutil.Process().create_time()
-            with shown(out, title(broker)) as screen:
-                play(stage, seen, screen)
-        report = judge(stage.histories(), seen)
-    tell(out, report, first_template_after)
-    return report
-
-
-def play(stage: Stage, seen: Seen, screen: Screen) -> None:
-    """Until the read model shows every end, or it is long past the last one."""
-    with connect(stage.app.settings) as connection:
-        while True:
-            now, messages = datetime.now(UTC), sent(connection)
-            stage.tick(now, messages)
-            screen(scene(now, stage.templates, messages, seen))
-            if len(seen.shown_at) == len(stage.templates) or now > stage.last_end() + GRACE:
-                return
-            time.sleep(FRAME_S)
-
-
-def forget_environment() -> None:
-    """Variables that point this shell at other servers must not reach the demo."""
-    for name in [name for name in os.environ if name.startswith("COUPON_CLOCK_")]:
-        del os.environ[name]
-
-
-def settings_for(servers: LocalServers) -> Settings:
-    return Settings.load(
-        database_url=fresh_database(servers.postgres.url),
-        rocketmq_endpoints=servers.rocketmq.endpoints if servers.rocketmq else "",
-        arming_window=ARMING_WINDOW.total_seconds(),
-        lead=LEAD.total_seconds(),
-    )
-
-
-def title(broker: Broker) -> str:
-    name = {"rocketmq": "RocketMQ", "memory": "the in-process broker"}[broker.name]
-    return f"Coupon Clock on {name}: messages are sent {ARMING_WINDOW.seconds} s before the end"
-
-
-def next_second(time: datetime) -> datetime:
-    return time.replace(microsecond=0) + timedelta(seconds=1)
-
-
-@contextmanager
-def log_to(file: Path) -> Iterator[None]:
-    """What the loops have to say, out of the table's way; what is said after that, of servers that are gone, is not."""
-    with file.open("w", buffering=1) as lines:
-        structlog.configure([*PLAIN], logger_factory=structlog.WriteLoggerFactory(lines))
-        try:
-            yield
-        finally:
-            structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
+        with app.running(broker=broker), observing(settings) as seen:
+            templates = scenario(datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=1))
+            create(app, templates)
+            first_after = time.time() - psutil.Process().create_time()
+            with shown(out, title, templates, seen) as show:
+                now, all_shown = datetime.now(UTC), False
+                while not all_shown and now <= max(template.ends_at for template in templates) + GRACE:
+                    all_shown, now = len(seen.shown_at) == len(templates), datetime.now(UTC)
+                    run_due(app, templates, now, seen)
+                    show(now)
+                    time.sleep(0.1)
+        broken = list(broken_promises(app.check(), templates, seen))
+        out.print(Group(*summary(app, templates, seen, first_after, broken)), soft_wrap=not out.is_terminal)
+    return broken

@@ -1,23 +1,23 @@
-"""What one run needs around it: the folder to itself, its servers, a fresh database. All of it is given back."""
+"""What one run needs: the folder to itself, servers, an empty database, a log file."""
 
 import fcntl
-import re
-import signal
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from uuid import uuid4
+from signal import SIG_IGN, SIGINT, SIGTERM, signal
 
 import psycopg
+import structlog
+from structlog.dev import ConsoleRenderer
+from structlog.processors import TimeStamper, add_log_level
 
-from coupon_clock.domain.errors import CouponClockError
-from coupon_clock.infrastructure.postgres.errors import translate_errors
+from actions import ARMING_WINDOW, LEAD
+from coupon_clock import CouponClockError, Settings
 from coupon_clock.local_servers.progress import shown
 from coupon_clock.local_servers.servers import Broker, LocalServers, named_if_unusable
 from coupon_clock.testing import in_database
-
-DATABASE = "coupon_clock_demo_"
 
 
 @dataclass(eq=False)
@@ -29,7 +29,7 @@ class FolderBusy(CouponClockError):
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Holds the folder against other demos. The kernel lets go when this process ends, however it ends."""
+    """Holds the folder against other demos. The kernel frees it when this process ends, however it ends."""
     with named_if_unusable(folder):
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / "demo.lock").open("a")
@@ -42,36 +42,32 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def servers_in(folder: Path, broker: Broker) -> Iterator[LocalServers]:
-    """Started, or taken over from a demo that was killed. Killed at the end, which is quick; what they store stays."""
+def environment(folder: Path, broker: Broker) -> Iterator[Settings]:
+    """Yields settings for the servers in that folder, started or taken over. They are killed at the end; data stays."""
+    for name in [name for name in os.environ if name.startswith("COUPON_CLOCK_")]:
+        del os.environ[name]  # this shell may point at other servers
     servers = LocalServers(folder, broker)
     try:
         with shown() as progress:
             servers.up(progress)
-        yield servers
+        log = structlog.WriteLoggerFactory((folder / "demo.log").open("w", buffering=1))  # out of the table's way
+        times, plain = TimeStamper(fmt="iso", utc=True), ConsoleRenderer(colors=False)
+        structlog.configure([add_log_level, times, plain], logger_factory=log)
+        yield Settings.load(
+            database_url=empty_database(servers.postgres.url),
+            rocketmq_endpoints=servers.rocketmq.endpoints if servers.rocketmq else "",
+            arming_window=ARMING_WINDOW.total_seconds(),
+            lead=LEAD.total_seconds(),
+        )
     finally:
-        ignore_interruptions()
+        signal(SIGTERM, SIG_IGN)
+        signal(SIGINT, SIG_IGN)  # an impatient second Ctrl-C must not leave servers behind
         servers.kill()
 
 
-def fresh_database(server_url: str) -> str:
-    """The URL of a new database; those of earlier runs are dropped."""
-    with translate_errors(), psycopg.connect(server_url, autocommit=True) as connection:
-        for (name,) in connection.execute("SELECT datname FROM pg_database").fetchall():
-            if re.fullmatch(f"{DATABASE}[0-9a-f]{{32}}", name):
-                connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
-        name = DATABASE + uuid4().hex
+def empty_database(server_url: str, name: str = "coupon_clock_demo") -> str:
+    """Returns the URL of a new database, in the place of the one of the run before."""
+    with psycopg.connect(server_url, autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
         connection.execute(f"CREATE DATABASE {name}")
     return in_database(server_url, name)
-
-
-def interrupt_on_signals() -> None:
-    """SIGTERM as Ctrl-C, and Ctrl-C also where a shell started this in the background, ignoring it."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
-
-
-def ignore_interruptions() -> None:
-    """For the last steps: an impatient second Ctrl-C must not leave servers behind."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)

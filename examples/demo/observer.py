@@ -1,79 +1,67 @@
-"""What can be seen from outside, with PostgreSQL's time: the log and the read model, looked at on a connection of its
-own. `recorded_at` tells when an end was decided; only a look from outside tells when it could be read."""
+"""What can be seen from outside, by PostgreSQL's clock: `recorded_at` does not say when an end could be read."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import datetime
 from threading import Event
 from typing import Any
 from uuid import UUID
 
-from msgspec import Struct, field
-from psycopg import Connection
+import psycopg
 
-from coupon_clock.infrastructure.postgres.errors import translate_errors
-from coupon_clock.infrastructure.postgres.pool import connect
-from coupon_clock.infrastructure.settings import Settings
+from coupon_clock import Settings
 
 EVERY_S = 0.002
 
-# One statement sees both at one moment, and reads the clock after that moment: never too early, at most one look late.
+# One statement sees all at one moment, and reads the clock after that moment: never too early, at most one look late.
+# A broker that forgets gets its alarms leased until a second past their end.
 LOOK = """
-SELECT 'log', originator_id, clock_timestamp()
+SELECT 'committed_at', originator_id, clock_timestamp()
   FROM coupon_template_events
  WHERE topic = 'CouponTemplate.Ended' AND originator_id <> ALL(%b::uuid[])
  UNION ALL
-SELECT 'read model', template_id, clock_timestamp()
+SELECT 'shown_at', template_id, clock_timestamp()
   FROM coupon_template
  WHERE ended_at IS NOT NULL AND template_id <> ALL(%b::uuid[])
-"""
-
-# A broker that forgets gets its alarms leased until a second past their end.
-SENT = """
-SELECT stream_id, due_at
+ UNION ALL
+SELECT 'sent', stream_id, due_at
   FROM alarm
- WHERE armed_at IS NOT NULL OR leased_until = due_at + interval '1 second'
+ WHERE (armed_at IS NOT NULL OR leased_until = due_at + interval '1 second')
+   AND (stream_id, due_at) NOT IN (SELECT * FROM unnest(%b::uuid[], %b::timestamptz[]))
 """
 
 
-class Seen(Struct):
-    """When each template's end was first seen in the log, and in the read model, by PostgreSQL's clock."""
+@dataclass
+class Seen:
+    """By template: when its end was first seen in the log and in the read model, and the end that was last sent."""
 
     committed_at: dict[UUID, datetime] = field(default_factory=dict)
     shown_at: dict[UUID, datetime] = field(default_factory=dict)
+    sent: dict[UUID, datetime] = field(default_factory=dict)
 
 
 @contextmanager
-def watching(settings: Settings) -> Iterator[Seen]:
-    """Fills what it yields, until the block ends. Raises DatabaseUnavailable at the end, if it could not go on."""
+def observing(settings: Settings) -> Iterator[Seen]:
+    """Fills what it yields, until the block ends. Raises psycopg.Error at the end, if it could not go on."""
     seen, stop = Seen(), Event()
-    with ThreadPoolExecutor(1, "watch") as beside:
-        watch = beside.submit(look_until, stop, seen, settings)
+
+    def observe() -> None:
+        with connect(settings) as connection:
+            while not stop.wait(EVERY_S):
+                known = list(seen.committed_at), list(seen.shown_at), list(seen.sent), list(seen.sent.values())
+                for what, template_id, at in connection.execute(LOOK, known, prepare=True, binary=True).fetchall():
+                    getattr(seen, what)[template_id] = at
+
+    with ThreadPoolExecutor(1, "observer") as thread:
+        done = thread.submit(observe)
         try:
             yield seen
         finally:
             stop.set()
-        watch.result()
+        done.result()
 
 
-def look_until(stop: Event, seen: Seen, settings: Settings) -> None:
-    with connect(settings) as connection:
-        while not stop.wait(EVERY_S):
-            look(connection, seen)
-        look(connection, seen)
-
-
-def look(connection: Connection[Any], seen: Seen) -> None:
-    known = list(seen.committed_at), list(seen.shown_at)
-    with translate_errors():
-        rows = connection.execute(LOOK, known, prepare=True, binary=True).fetchall()
-    for place, template_id, at in rows:
-        times = seen.committed_at if place == "log" else seen.shown_at
-        times[template_id] = at
-
-
-def sent(connection: Connection[Any]) -> dict[UUID, datetime]:
-    """The templates whose message the broker has, and the end that it is for. Raises DatabaseUnavailable."""
-    with translate_errors():
-        return dict(connection.execute(SENT, prepare=True).fetchall())
+def connect(settings: Settings) -> psycopg.Connection[Any]:
+    return psycopg.connect(settings.database(), autocommit=True, options=f"-c search_path={settings.database_schema}")

@@ -1,58 +1,67 @@
-"""The closing words: what ended, how late, and whether the promise was kept."""
+"""What ended, how late, and the verdict: that of `coupon-clock check`, and what was seen from outside."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
+from math import ceil
 
 from rich import box
-from rich.console import Console, Group, RenderableType
-from rich.table import Table
+from rich.console import RenderableType
+from rich.table import Column, Table
 from rich.text import Text
 
-from coupon_clock.domain.events import EndReason
-from observer import EVERY_S
-from verdict import Fault, Lateness, Report
+from actions import Template
+from coupon_clock import Application, Ended, EndReason, Report
+from observer import EVERY_S, Seen
 from view import milliseconds
 
+LATEST = timedelta(seconds=1)
 SEEN = f"Seen: PostgreSQL's clock, read by another connection that looks every {EVERY_S * 1_000:.0f} ms."
+KEPT = "✓ Every template ended exactly once, none early, none more than a second late."
 
 
-def tell(console: Console, report: Report, first_template_after: float) -> None:
-    """`first_template_after`: seconds from the start of this process until the first template was there."""
-    console.print(Group(*parts(report, first_template_after)), soft_wrap=not console.is_terminal)
+def broken_promises(check: Report, templates: Sequence[Template], seen: Seen) -> Iterator[str]:
+    """Yields what the check found, and what was seen to end early, late or not at all, a line each."""
+    names = {template.template_id: template.name for template in templates}
+    for violation in check.violations:
+        yield f"{names.get(violation.stream_id, 'unknown')} ({violation.stream_id}) {violation.what}"
+    for template in templates:
+        seen_at = seen.committed_at.get(template.template_id)
+        if seen_at is None or template.template_id in check.overdue:
+            yield f"{template.name} ({template.template_id}) did not end"
+        elif not timedelta(0) <= (late := seen_at - template.ends_at) <= LATEST:
+            how, by = ("late", late) if late > LATEST else ("early", -late)
+            yield f"{template.name} ({template.template_id}) ended {how} by {milliseconds(by)}"
 
 
-def parts(report: Report, first_template_after: float) -> Iterator[RenderableType]:
-    yield Text(f"\nEnded: {counted(report.reasons)}; caused by {counted(report.causes)}.\n")
-    yield lateness_table(report)
-    yield Text(f"\n{SEEN}\nThe first template was there {first_template_after:.1f} s after the demo's start.\n", "dim")
-    for fault in report.faults:
-        yield Text(f"✕ {in_words(fault)}", "red")
-    if not report.faults:
-        yield Text("✓ Every template ended exactly once, none early, none more than a second late.", "green")
+def summary(
+    app: Application, templates: Sequence[Template], seen: Seen, first_after: float, broken: Sequence[str]
+) -> Iterator[RenderableType]:
+    """`first_after`: seconds from the start of this process until the first template was there."""
+    histories = [app.history(template.shop_number, template.template_id) for template in templates]
+    ends = [(each, each.event) for history in histories for each in history if isinstance(each.event, Ended)]
+    expired = {each.stream_id: ended.ended_at for each, ended in ends if ended.reason is EndReason.EXPIRED}
+    causes, reasons = counted(each.cause for each, _ in ends), counted(ended.reason for _, ended in ends)
+    yield Text(f"\nEnded: {reasons}; caused by {causes}.\n")
+    columns = (Column(name, width=9, justify="right") for name in ("p50", "p99", "max"))
+    table = Table("After the end", *columns, "Measured as", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for what, times, how in (
+        ("decided", {each.stream_id: each.recorded_at for each, _ in ends}, "recorded_at of Ended"),
+        ("committed", seen.committed_at, "Ended seen in the log"),
+        ("in the read model", seen.shown_at, "its row seen as ended"),
+    ):
+        after = (times[template_id] - due for template_id, due in expired.items() if template_id in times)
+        table.add_row(what, *percentiles(after), Text(how, "dim"))
+    yield table
+    yield Text(f"\n{SEEN}\nThe first template was there {first_after:.1f} s after the demo's start.\n", "dim")
+    yield from [Text(f"✕ {each}", "red") for each in broken] or [Text(KEPT, "green")]
 
 
-def lateness_table(report: Report) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column("After the end", width=17)
-    for name in ("p50", "p99", "max"):
-        table.add_column(name, width=9, justify="right")
-    table.add_column("Measured as", style="dim")
-    table.add_row("decided", *figures(report.decided), "recorded_at of Ended")
-    table.add_row("committed", *figures(report.committed), "Ended seen in the log")
-    table.add_row("in the read model", *figures(report.shown), "its row seen as ended")
-    return table
+def percentiles(values: Iterable[timedelta]) -> list[str]:
+    """Returns p50, p99 and the greatest, by nearest rank."""
+    ranked = sorted(values)
+    return [milliseconds(ranked[ceil(n * len(ranked) / 100) - 1]) if ranked else "–" for n in (50, 99, 100)]
 
 
-def figures(lateness: Lateness | None) -> Iterator[str]:
-    return (milliseconds(value) if lateness else "–" for value in lateness or (timedelta(0),) * 3)
-
-
-def counted(counts: Counter[EndReason] | Counter[str]) -> str:
-    """As 39 expired, 1 terminated."""
-    return ", ".join(f"{number} {what}" for what, number in counts.items()) or "nothing"
-
-
-def in_words(fault: Fault) -> str:
-    by = f" by {milliseconds(fault.by)}" if fault.by is not None else ""
-    return f"{fault.name} ({fault.template_id}) {fault.what}{by}"
+def counted(kinds: Iterable[str]) -> str:
+    return ", ".join(f"{number} {kind}" for kind, number in Counter(kinds).items()) or "nothing"

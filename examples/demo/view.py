@@ -1,9 +1,11 @@
-"""The scene on a terminal: a table that updates. Plain lines where the output is piped."""
+"""What there is to see: a table that updates, or a line for each change where the output is piped."""
 
-from collections.abc import Iterator
+from collections import namedtuple
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timedelta
-from typing import Protocol
+from datetime import UTC, datetime, timedelta
+from itertools import groupby
+from operator import attrgetter
 
 from rich import box
 from rich.console import Console
@@ -11,131 +13,88 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from scene import Row, Scene, State
+from actions import Template
+from observer import Seen
 
-COLUMNS = {
-    "Shop": 4,
-    "Template": 15,
-    "Ends at": 10,
-    "Left": 14,
-    "State": 14,
-    "After end": 9,
-    "What happened": 21,
-}
-AROUND_ROWS = 5
-"""Lines of the table that are not rows, and one for the cursor."""
-BAR_CELLS = 7
-SECONDS_PER_CELL = 3
+WIDTHS = {"Shop": 4, "Template": 15, "Ends at": 10, "Left": 14, "State": 14, "After end": 9, "What happened": 21}
+STATES = {"waiting": "· dim", "message sent": "→ cyan", "terminated": "✕ yellow", "ended": "✓ green"}
+"""Each with its sign and style. Of several templates' states the first counts."""
+AROUND_ROWS = 5  # lines of the table that are not rows, and one for the cursor
+BAR_CELLS, SECONDS_PER_CELL = 7, 3
 
-STYLES: dict[State, str] = {"waiting": "dim", "message sent": "cyan", "terminated": "yellow", "ended": "green"}
-SIGNS: dict[State, str] = {"waiting": "·", "message sent": "→", "terminated": "✕", "ended": "✓"}
-
-
-class Screen(Protocol):
-    """Called with each scene, several times a second."""
-
-    def __call__(self, scene: Scene) -> None: ...
+Show = Callable[[datetime], None]
+Entry = namedtuple("Entry", "shops name ends_at left state after_end happened")
+"""What a row of the table says, cell by cell: of one template, or several of one name and end."""
 
 
 @contextmanager
-def shown(console: Console, title: str) -> Iterator[Screen]:
-    """The last scene stays on the terminal, whole."""
+def shown(console: Console, title: str, templates: Sequence[Template], seen: Seen) -> Iterator[Show]:
+    """Yields what shows the templates as they are at that (aware) time. The last table stays, whole."""
+    printed: dict[tuple[str, str], tuple[object, ...]] = {}
+
+    def print_changes(now: datetime) -> None:
+        for e in entries(now, templates, seen):
+            key, news = (e.name, e.ends_at), (e.state, bool(e.after_end), e.happened)
+            if printed.get(key) != news:
+                printed[key] = news
+                what = f"shop {e.shops:3}  {e.name:15}  {e.state:12}  {e.after_end:>9}  ends at {e.ends_at}"
+                line = f"{clock(now)}  {what}  {e.happened}".rstrip()
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def update_table(now: datetime) -> None:
+        live.update(table(title, now, templates, seen, max(1, console.height - AROUND_ROWS)), refresh=True)
+
     if not console.is_terminal:
         console.print(title, highlight=False, soft_wrap=True)
-        yield Lines(console)
+        yield print_changes
         return
     with Live(console=console, auto_refresh=False) as live:
-        table = LiveTable(live, title)
-        yield table
-        table.finish()
+        yield update_table
+        live.update(table(title, datetime.now(UTC), templates, seen, len(templates)))
 
 
-class LiveTable:
-    def __init__(self, live: Live, title: str) -> None:
-        self._live = live
-        self._title = title
-        self._last: Scene | None = None
-
-    def __call__(self, scene: Scene) -> None:
-        self._last = scene
-        fitting = max(1, self._live.console.height - AROUND_ROWS)
-        self._live.update(table(scene, self._title, fitting), refresh=True)
-
-    def finish(self) -> None:
-        if self._last:
-            self._live.update(table(self._last, self._title, len(self._last.rows)))
-
-
-class Lines:
-    """A line for each change."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._said: dict[tuple[str, datetime], tuple[object, ...]] = {}
-
-    def __call__(self, scene: Scene) -> None:
-        for row in scene.rows:
-            place, news = (row.name, row.ends_at), (row.state, row.over == row.size, row.twist)
-            if self._said.get(place) != news:
-                self._said[place] = news
-                self._console.print(line(row, scene.now), markup=False, highlight=False, soft_wrap=True)
+def entries(now: datetime, templates: Sequence[Template], seen: Seen) -> Iterator[Entry]:
+    """Soonest end first."""
+    end_and_name = attrgetter("ends_at", "name")
+    for (ends_at, name), group in groupby(sorted(templates, key=end_and_name), end_and_name):
+        some = list(group)
+        shops, size = sorted({template.shop_number for template in some}), len(some)
+        ended = [seen.committed_at[t.template_id] for t in some if t.template_id in seen.committed_at]
+        seconds = max(0.0, (ends_at - now).total_seconds())
+        bar = f"{seconds:4.1f} s {'━' * min(BAR_CELLS, round(seconds / SECONDS_PER_CELL))}"
+        yield Entry(
+            shops=f"{shops[0]}–{shops[-1]}" if len(shops) > 1 else str(shops[0]),
+            name=f"{size} × {name}" if size > 1 else name,
+            ends_at=clock(ends_at),
+            left=bar if not ended else f"{len(ended)} of {size}" if size > 1 else "",
+            state=min((state(template, seen) for template in some), key=list(STATES).index),
+            after_end=milliseconds(max(ended) - ends_at) if len(ended) == size else "",
+            happened=some[0].happened,
+        )
 
 
-def line(row: Row, now: datetime) -> str:
-    what = f"{row.state:12}  {after_end(row):>9}"
-    told = f"{clock(now)}  shop {shops(row):3}  {named(row):15}  {what}  ends at {clock(row.ends_at)}  {story(row)}"
-    return told.rstrip()
+def state(template: Template, seen: Seen) -> str:
+    if template.happened == "terminated":
+        return "terminated"
+    if template.template_id in seen.committed_at:
+        return "ended"
+    return "message sent" if seen.sent.get(template.template_id) == template.ends_at else "waiting"
 
 
-def table(scene: Scene, title: str, most_rows: int) -> Table:
+def table(title: str, now: datetime, templates: Sequence[Template], seen: Seen, most_rows: int) -> Table:
     """Of more rows than fit, those that ended first are left out."""
-    caption = f"{clock(scene.now)}, {scene.over} of {scene.size} over"
-    made = Table(title=title, title_style="bold", title_justify="left")
-    made.caption, made.caption_style, made.caption_justify = caption, "dim", "left"
-    made.box, made.show_edge, made.pad_edge, made.padding = box.SIMPLE_HEAD, False, False, (0, 1, 0, 0)
-    for name, width in COLUMNS.items():
+    caption = f"{clock(now)}, {len(seen.committed_at)} of {len(templates)} over"
+    made = Table(title=title, title_style="bold", title_justify="left", caption=caption, caption_style="dim")
+    made.caption_justify, made.box, made.show_edge, made.pad_edge = "left", box.SIMPLE_HEAD, False, False
+    made.padding = (0, 1, 0, 0)
+    for name, width in WIDTHS.items():
         made.add_column(name, width=width, no_wrap=True, justify="right" if name == "After end" else "left")
-    for row in scene.rows[-most_rows:]:
-        made.add_row(*cells(row, scene.now), style="dim" if row.state == "waiting" else "")
+    for e in list(entries(now, templates, seen))[-most_rows:]:
+        sign, style = STATES[e.state].split()
+        styled = [Text(cell, style) for cell in (e.left, f"{sign} {e.state}", e.after_end)]
+        cells = Text(e.shops), Text(e.name), Text(e.ends_at), *styled, Text(e.happened, "dim")
+        made.add_row(*cells, style="dim" if e.state == "waiting" else "")
     return made
-
-
-def cells(row: Row, now: datetime) -> Iterator[Text]:
-    style = STYLES[row.state]
-    yield Text(shops(row))
-    yield Text(named(row))
-    yield Text(clock(row.ends_at))
-    yield left(row, now)
-    yield Text(f"{SIGNS[row.state]} {row.state}", style)
-    yield Text(after_end(row), style)
-    yield Text(story(row), "dim")
-
-
-def left(row: Row, now: datetime) -> Text:
-    """A bar that shortens; of several templates, how many are over once the first is."""
-    if row.over:
-        return Text(f"{row.over} of {row.size}" if row.size > 1 else "", STYLES[row.state])
-    seconds = max(0.0, (row.ends_at - now).total_seconds())
-    bar = "━" * min(BAR_CELLS, round(seconds / SECONDS_PER_CELL))
-    return Text(f"{seconds:4.1f} s {bar}", STYLES[row.state])
-
-
-def shops(row: Row) -> str:
-    return str(row.shops[0]) if len(row.shops) == 1 else f"{row.shops[0]}–{row.shops[-1]}"
-
-
-def named(row: Row) -> str:
-    return f"{row.size} × {row.name}" if row.size > 1 else row.name
-
-
-def story(row: Row) -> str:
-    if row.twist in ("moved later", "moved earlier") and row.planned_end:
-        return f"{row.twist.removeprefix('moved ')}, was {row.planned_end.astimezone():%H:%M:%S}"
-    return row.twist or ""
-
-
-def after_end(row: Row) -> str:
-    return "" if row.after_end is None else milliseconds(row.after_end)
 
 
 def clock(time: datetime) -> str:

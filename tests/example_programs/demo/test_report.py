@@ -1,138 +1,129 @@
-"""The demo's exit code, for every way in which a promise can be broken."""
+"""The demo's verdict, for every way in which a promise can be broken, and its last lines."""
 
-from collections.abc import Sequence
-from datetime import datetime, timedelta
-from uuid import uuid4
+from datetime import timedelta
+from io import StringIO
+from uuid import UUID
 
-from msgspec import structs
+from rich.console import Console, Group
 
-from coupon_clock.app import Envelope
-from coupon_clock.domain.events import Created, Ended, EndReason, Event, ValidityChanged
-from examples import EVENING, MICROSECOND, MORNING, NOON, SHOP, TEMPLATE, a_template
+from actions import Template
+from coupon_clock import Report, Violation
+from examples import MICROSECOND, MORNING, NOON, SHOP, TEMPLATE, a_template, terminate
 from observer import Seen
-from verdict import LATEST, Lateness, Report, judge
+from report import LATEST, broken_promises, percentiles, summary
 
 SOON = timedelta(milliseconds=3)
-
-given = structs.asdict(a_template(template_id=TEMPLATE))
-CREATED = Created(**{name: given[name] for name in Created.__struct_fields__})
-EXPIRED = Ended(SHOP, EndReason.EXPIRED, ended_at=NOON)
+AS_PLANNED = Template(SHOP, "Spring sale", NOON, template_id=TEMPLATE)
+NAMED = f"Spring sale ({TEMPLATE})"
 
 
-def history(*events: tuple[Event, datetime]) -> list[Envelope[Event]]:
-    return [
-        Envelope(
-            event=event,
-            version=version,
-            position=version,
-            recorded_at=recorded_at,
-            command_id=uuid4(),
-            actor=None,
-            cause="message",
-            stream_id=TEMPLATE,
-        )
-        for version, (event, recorded_at) in enumerate(events, 1)
-    ]
-
-
-def judged(*events: tuple[Event, datetime], committed_at: datetime | None = None) -> Report:
-    seen = Seen({TEMPLATE: committed_at}, {TEMPLATE: committed_at + SOON}) if committed_at else Seen()
-    return judge({TEMPLATE: history((CREATED, MORNING), *events)}, seen)
-
-
-def whats(report: Report) -> Sequence[str]:
-    return [fault.what for fault in report.faults]
+def broken(after: timedelta | None, check: Report | None = None) -> list[str]:
+    """`after`: how long after its end the template was seen to have ended, None where it was not."""
+    seen = Seen() if after is None else Seen({TEMPLATE: NOON + after})
+    return list(broken_promises(check or Report(), [AS_PLANNED], seen))
 
 
 def test_ended_on_time():
-    report = judged((EXPIRED, NOON + MICROSECOND), committed_at=NOON + SOON)
-
-    assert report.faults == []
-    assert report.exit_code == 0
-    assert report.reasons == {"expired": 1}
-    assert report.decided == Lateness(MICROSECOND, MICROSECOND, MICROSECOND)
-    assert report.committed == Lateness(SOON, SOON, SOON)
-    assert report.shown == Lateness(2 * SOON, 2 * SOON, 2 * SOON)
+    assert broken(SOON) == []
+    assert broken(timedelta(0)) == []
+    assert broken(LATEST) == [], "a second late is on time"
 
 
 def test_did_not_end():
-    report = judged()
-
-    assert whats(report) == ["did not end"]
-    assert report.exit_code == 1
+    assert broken(None) == [f"{NAMED} did not end"]
 
 
-def test_nothing_in_the_log_at_all():
-    assert judge({TEMPLATE: []}, Seen()).exit_code == 1
-
-
-def test_ended_twice():
-    report = judged((EXPIRED, NOON), (EXPIRED, NOON))
-
-    assert whats(report) == ["ended twice"]
-    assert report.exit_code == 1
-
-
-def test_decided_early():
-    report = judged((EXPIRED, NOON - MICROSECOND), committed_at=NOON + SOON)
-
-    assert whats(report) == ["ended early"]
-    assert report.faults[0].by == MICROSECOND
-    assert report.exit_code == 1
+def test_overdue_as_the_check_has_it():
+    assert broken(SOON, Report(overdue=[TEMPLATE])) == [f"{NAMED} did not end"]
 
 
 def test_seen_early():
-    assert whats(judged((EXPIRED, NOON), committed_at=NOON - MICROSECOND)) == ["ended early"]
+    assert broken(timedelta(milliseconds=-2)) == [f"{NAMED} ended early by 2.0 ms"]
+    assert len(broken(-MICROSECOND)) == 1
 
 
-def test_ended_at_the_old_end_after_it_was_moved_later():
-    moved = ValidityChanged(SHOP, MORNING, EVENING)
-
-    assert whats(judged((moved, MORNING), (EXPIRED, NOON))) == ["ended early"]
-
-
-def test_ended_at_the_old_end_after_it_was_moved_earlier():
-    moved = ValidityChanged(SHOP, MORNING, NOON - timedelta(hours=1))
-
-    assert whats(judged((moved, MORNING), (EXPIRED, NOON))) == ["ended late"]
+def test_seen_more_than_a_second_late():
+    assert broken(timedelta(seconds=2)) == [f"{NAMED} ended late by 2,000 ms"]
+    assert len(broken(LATEST + MICROSECOND)) == 1
 
 
-def test_a_second_late_is_on_time():
-    assert judged((EXPIRED, NOON), committed_at=NOON + LATEST).exit_code == 0
+def test_whatever_the_check_finds_is_broken():
+    check = Report(violations=[Violation(TEMPLATE, 7, "it ended again"), Violation(UUID(int=1), 8, "it ended early")])
 
-
-def test_committed_more_than_a_second_late():
-    report = judged((EXPIRED, NOON), committed_at=NOON + LATEST + MICROSECOND)
-
-    assert whats(report) == ["ended late"]
-    assert report.exit_code == 1
-
-
-def test_decided_more_than_a_second_late_though_nobody_saw_it():
-    report = judged((EXPIRED, NOON + LATEST + MICROSECOND))
-
-    assert whats(report) == ["ended late"]
-    assert report.exit_code == 1
-
-
-def test_terminated_counts_from_when_the_shop_did_it():
-    terminated = Ended(SHOP, EndReason.TERMINATED, ended_at=MORNING)
-    report = judged((terminated, MORNING), committed_at=MORNING + SOON)
-
-    assert report.exit_code == 0
-    assert report.reasons == {"terminated": 1}
-    assert report.committed is None, "lateness is of those that expired"
+    assert broken(SOON, check) == [f"{NAMED} it ended again", f"unknown ({UUID(int=1)}) it ended early"]
 
 
 def test_one_fault_among_many_is_enough():
-    fine = history((CREATED, MORNING), (EXPIRED, NOON))
-    report = judge({TEMPLATE: fine, uuid4(): fine[:1]}, Seen())
+    other = Template(SHOP, "Other", NOON)
 
-    assert report.exit_code == 1
+    assert list(broken_promises(Report(), [AS_PLANNED, other], Seen({TEMPLATE: NOON})))
 
 
 def test_percentiles_are_by_nearest_rank():
     values = [timedelta(milliseconds=n) for n in range(200, 0, -1)]
 
-    assert Lateness.of(values) == Lateness(*(timedelta(milliseconds=n) for n in (100, 198, 200)))
-    assert Lateness.of([]) is None
+    assert percentiles(values) == ["100.0 ms", "198.0 ms", "200.0 ms"]
+    assert percentiles([]) == ["–", "–", "–"]
+
+
+def said(app, templates, seen, broken=()) -> str:
+    console = Console(file=StringIO(), width=100)
+    console.print(Group(*summary(app, templates, seen, 1.25, broken)))
+    return console.file.getvalue()
+
+
+def test_the_summary_says_what_ended_why_and_how_late(app):
+    expired, stopped = Template(SHOP, "Expired", NOON), Template(SHOP, "Stopped", MORNING)
+    for template in (expired, stopped):
+        app.execute(a_template(template_id=template.template_id))
+    app.execute(terminate(stopped.template_id))
+    app.clock.set(NOON + MICROSECOND)
+    app.run_due()
+    seen = Seen({expired.template_id: NOON + SOON, stopped.template_id: NOON}, {expired.template_id: NOON + 2 * SOON})
+
+    lines = [line.split() for line in said(app, [expired, stopped], seen).splitlines()]
+
+    assert ["Ended:", "1", "expired,", "1", "terminated;", "caused", "by", "1", "message,", "1", "command."] in lines
+    assert ["decided", "0.0", "ms", "0.0", "ms", "0.0", "ms", "recorded_at", "of", "Ended"] in lines
+    assert ["committed", "3.0", "ms", "3.0", "ms", "3.0", "ms", "Ended", "seen", "in", "the", "log"] in lines
+    assert [
+        "in",
+        "the",
+        "read",
+        "model",
+        "6.0",
+        "ms",
+        "6.0",
+        "ms",
+        "6.0",
+        "ms",
+        "its",
+        "row",
+        "seen",
+        "as",
+        "ended",
+    ] in lines
+    assert [
+        "✓",
+        "Every",
+        "template",
+        "ended",
+        "exactly",
+        "once,",
+        "none",
+        "early,",
+        "none",
+        "more",
+        "than",
+        "a",
+        "second",
+        "late.",
+    ] in lines
+
+
+def test_the_summary_names_what_was_broken(app):
+    text = said(app, [], Seen(), ["Spring sale did not end"])
+
+    assert "Ended: nothing; caused by nothing." in text
+    assert "✕ Spring sale did not end" in text
+    assert "✓" not in text
