@@ -5,7 +5,7 @@ BROKER ?= rocketmq
 BIN    := .venv/bin
 # Tests wait more than they compute: one process has those on RocketMQ, the other the rest.
 SIDE_BY_SIDE := -n 2 --dist loadgroup
-PACKAGES := cli domain importing infrastructure local_servers maintenance projections testing demo
+PACKAGES := cli domain importing infrastructure local_servers maintenance projections testing
 SOURCES := $(sort $(wildcard *.py) $(shell find $(PACKAGES) -name '*.py' -o -name '*.sql' -o -name '*.txt'))
 
 .DEFAULT_GOAL := help
@@ -17,7 +17,7 @@ help:  ## Show this list.
 setup: .venv/installed  ## Make .venv with everything in it.
 
 demo: setup  ## Watch 40 coupon templates end on time, on a real RocketMQ (BROKER=memory: without).
-	@$(BIN)/python -m coupon_clock.demo --broker $(BROKER)
+	@$(BIN)/python examples/demo --broker $(BROKER)
 
 test: setup lint  ## Run all tests, on real PostgreSQL and RocketMQ.
 	@$(BIN)/python -m pytest $(SIDE_BY_SIDE)
@@ -29,7 +29,7 @@ lint: setup  ## Check style, types and the direction of imports.
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet . || { echo "Run 'make format'."; exit 1; }
 	@$(BIN)/mypy
-	@$(BIN)/mypy examples/*.py
+	@MYPYPATH=examples/demo $(BIN)/mypy --explicit-package-bases examples
 	@$(BIN)/lint-imports --no-cache | tail -n 1
 
 format: setup  ## Bring all files into the one style.

@@ -38,60 +38,129 @@ from coupon_clock.domain.coupon_template import (
 from coupon_clock.domain.decider import Decider
 from coupon_clock.domain.discount import FixedAmount, Percentage, ThresholdAmount
 from coupon_clock.domain.errors import (
+    CommandConflict,
     CouponClockError,
     CouponTemplateNotFound,
+    CouponTemplateOver,
     InvalidCommand,
+    OutcomeUnknown,
     Problem,
     ReadModelBehind,
 )
-from coupon_clock.domain.events import ConsumeRule, Event, ReceiveRule, StoredEvent
+from coupon_clock.domain.events import (
+    ConsumeRule,
+    Created,
+    Ended,
+    EndReason,
+    Event,
+    ReceiveRule,
+    StockIncreased,
+    StoredEvent,
+    ValidityChanged,
+)
 from coupon_clock.domain.validity import Validity
 from coupon_clock.infrastructure.command_handling.handler import Executed
-from coupon_clock.infrastructure.event_store.store import Envelope
+from coupon_clock.infrastructure.event_store.migrations import SchemaMissing
+from coupon_clock.infrastructure.event_store.safety import UnsafeLog
+from coupon_clock.infrastructure.event_store.store import Envelope, UnreadableEvent
 from coupon_clock.infrastructure.loop import Counts, Loop, join, start
-from coupon_clock.infrastructure.messaging.broker import Broker
+from coupon_clock.infrastructure.messaging.broker import Broker, BrokerMisconfigured
+from coupon_clock.infrastructure.messaging.memory_broker import MemoryBroker
 from coupon_clock.infrastructure.messaging.rejected import Rejected
+from coupon_clock.infrastructure.postgres.caller_transaction import UnusableTransaction
 from coupon_clock.infrastructure.postgres.database import Schema, connect
+from coupon_clock.infrastructure.postgres.errors import DatabaseUnavailable
 from coupon_clock.infrastructure.scheduling.due_result import DueResult
 from coupon_clock.infrastructure.scheduling.expiry_consumer import ExpiryConsumer
-from coupon_clock.infrastructure.settings import Settings
+from coupon_clock.infrastructure.settings import Settings, UnusableSettings
 from coupon_clock.maintenance.repair import repair_alarms
-from coupon_clock.maintenance.verify.promise import Report, check
-from coupon_clock.maintenance.verify.rows import ALARM, Part, verify
+from coupon_clock.maintenance.verify.promise import Lateness, Report, Violation, check
+from coupon_clock.maintenance.verify.rows import ALARM, NotInParts, Part, verify
 from coupon_clock.maintenance.verify.stored_rows import Difference
 from coupon_clock.projections import coupon_templates as read_model
 from coupon_clock.projections import shop_months
-from coupon_clock.projections.coupon_templates import TEMPLATE_ROWS, Filters, Page, TemplateView
+from coupon_clock.projections.coupon_templates import TEMPLATE_ROWS, Filters, Page, TemplateRow, TemplateView
 from coupon_clock.projections.engine import tables
-from coupon_clock.projections.engine.projection import Projection
+from coupon_clock.projections.engine.projection import Projection, ReadModelOutdated
 from coupon_clock.projections.engine.projection import position as rows_are_at
 from coupon_clock.projections.engine.projector import Projector
 from coupon_clock.projections.engine.query_validation import template_problems
 from coupon_clock.projections.rebuild.dry_run import DryRun, dry_run
-from coupon_clock.projections.rebuild.rebuild import Progress, RebuildOptions, Rebuilt, in_silence, rebuild
-from coupon_clock.projections.registry import PROJECTIONS, projection_named
-from coupon_clock.projections.shop_months import SHOP_MONTHS, MonthsPage
-from coupon_clock.runtime import FOLLOW_POLL_S, Runtime
+from coupon_clock.projections.rebuild.rebuild import (
+    Progress,
+    RebuildOptions,
+    RebuildRunning,
+    Rebuilt,
+    ShadowOfOtherFold,
+    SwapBlocked,
+    in_silence,
+    rebuild,
+)
+from coupon_clock.projections.registry import PROJECTIONS, UnknownProjection, projection_named
+from coupon_clock.projections.shop_months import SHOP_MONTHS, MonthsPage, ShopMonth
+from coupon_clock.runtime import FOLLOW_POLL_S, RolesTornApart, Runtime, UnknownRole
 
 __all__ = [
     "Application",
+    "BrokerMisconfigured",
     "ChangeValidity",
+    "CommandConflict",
     "ConsumeRule",
+    "CouponClockError",
+    "CouponTemplateNotFound",
+    "CouponTemplateOver",
     "CreateCouponTemplate",
+    "Created",
+    "DatabaseUnavailable",
+    "Decider",
+    "Difference",
+    "EndReason",
+    "Ended",
     "Envelope",
     "Event",
+    "Executed",
     "Filters",
     "FixedAmount",
     "IncreaseStock",
+    "InvalidCommand",
+    "Lateness",
+    "MemoryBroker",
+    "MonthsPage",
+    "NotInParts",
     "Outcome",
+    "OutcomeUnknown",
     "Page",
+    "Part",
     "Percentage",
+    "Problem",
+    "ReadModelBehind",
+    "ReadModelOutdated",
+    "RebuildOptions",
+    "RebuildRunning",
+    "Rebuilt",
     "ReceiveRule",
+    "Report",
+    "RolesTornApart",
+    "Runtime",
+    "SchemaMissing",
     "Settings",
+    "ShadowOfOtherFold",
+    "ShopMonth",
+    "StockIncreased",
+    "SwapBlocked",
+    "TemplateRow",
     "TemplateView",
     "TerminateCouponTemplate",
     "ThresholdAmount",
+    "UnknownProjection",
+    "UnknownRole",
+    "UnreadableEvent",
+    "UnsafeLog",
+    "UnusableSettings",
+    "UnusableTransaction",
     "Validity",
+    "ValidityChanged",
+    "Violation",
 ]
 
 Role = Literal["relay", "consumer", "reconciler", "projector"]
@@ -234,6 +303,13 @@ class Application:
         """
         _, template, now = self._load(shop_number, template_id)
         return template.is_usable(at or now)
+
+    def end_of_log(self) -> int:
+        """Returns the highest position stored so far, 0 in an empty log: for `at_least` and `start`.
+
+        Raises DatabaseUnavailable.
+        """
+        return self.store.end()
 
     # ── reactions ────────────────────────────────────────────────────────────────────────────────
 

@@ -106,9 +106,6 @@ SECTIONS: Sections = (
         ),
     ),
 )
-SHELVES = ("app.py", "runtime.py")
-"""What their `__all__` offers is imported from there, wherever it is defined."""
-
 ERROR_FILES = ("domain", "infrastructure", "projections", "maintenance", "runtime.py", "app.py", "importing")
 LOCAL = ROOT / "local_servers"
 """Servers for development, with errors of their own."""
@@ -149,7 +146,7 @@ def imported(module: str, names: list[str]) -> str:
 
 
 def importable_from(name: str, file: str) -> str:
-    return module_of(next((shelf for shelf in SHELVES if name in offered(shelf)), file))
+    return "coupon_clock" if name in public() else module_of(file)
 
 
 def module_of(file: str) -> str:
@@ -157,8 +154,9 @@ def module_of(file: str) -> str:
 
 
 @cache
-def offered(file: str) -> tuple[str, ...]:
-    for node in ast.parse((ROOT / file).read_text()).body:
+def public() -> tuple[str, ...]:
+    """The names that can be imported from `coupon_clock`."""
+    for node in ast.parse((ROOT / "app.py").read_text()).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
             return tuple(ast.literal_eval(node.value))
     return ()

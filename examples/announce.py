@@ -11,9 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Event as StopEvent
 
-from coupon_clock.app import Application, Envelope, Event
-from coupon_clock.domain.events import Ended
-from coupon_clock.infrastructure.messaging.rocketmq.library import library
+from coupon_clock import Application, Ended, Envelope, Event
 
 
 def announcement(envelope: Envelope[Event]) -> bytes | None:
@@ -44,8 +42,9 @@ def announce(app: Application, publish: Callable[[bytes], object], stop: StopEve
 
 @contextmanager
 def rocketmq_publisher(endpoints: str, topic: str) -> Iterator[Callable[[bytes], object]]:
-    """Through the client as it is, but for its log in the home folder (docs/rocketmq.md)."""
-    rocketmq = library().rocketmq
+    """Uses RocketMQ's client as it is; imported here because it sets up logging anew (docs/rocketmq.md)."""
+    import rocketmq
+
     producer = rocketmq.Producer(rocketmq.ClientConfiguration(endpoints, rocketmq.Credentials()), {topic})
 
     def publish(body: bytes) -> object:

@@ -8,7 +8,7 @@ from threading import Event as StopEvent
 from threading import Lock
 from uuid import UUID
 
-from coupon_clock.app import Application, Envelope, Event, TemplateView
+from coupon_clock import Application, Envelope, Event, TemplateView
 
 
 class TemplateCache:
@@ -41,5 +41,5 @@ class TemplateCache:
 
     def run(self, stop: StopEvent) -> None:
         """Begins at the end of the log, or where `name` was left, if that is earlier."""
-        self._seen = self._app.store.end()
+        self._seen = self._app.end_of_log()
         self._app.follow(self._name, self.forget, start=self._seen, stop=stop)

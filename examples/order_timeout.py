@@ -12,8 +12,7 @@ from uuid import UUID, uuid4
 from msgspec import Struct
 from msgspec.structs import replace
 
-from coupon_clock.domain.errors import CouponClockError
-from coupon_clock.runtime import Decider, Runtime, Settings
+from coupon_clock import CouponClockError, Decider, Runtime, Settings
 
 PAYMENT_TIME = timedelta(minutes=30)
 

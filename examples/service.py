@@ -17,19 +17,17 @@ import msgspec
 from fastapi import Depends, FastAPI, Header, Request, Response
 from fastapi.responses import JSONResponse
 
-from coupon_clock.app import (
+from coupon_clock import (
     Application,
     ChangeValidity,
-    CreateCouponTemplate,
-    IncreaseStock,
-    TerminateCouponTemplate,
-)
-from coupon_clock.domain.errors import (
     CommandConflict,
     CouponClockError,
     CouponTemplateNotFound,
     CouponTemplateOver,
+    CreateCouponTemplate,
+    IncreaseStock,
     InvalidCommand,
+    TerminateCouponTemplate,
 )
 
 STATUS: dict[type[CouponClockError], int] = {

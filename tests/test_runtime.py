@@ -16,7 +16,7 @@ from coupon_clock.infrastructure.scheduling.due_result import Completed, Failed,
 from coupon_clock.runtime import NothingDecided, Runtime
 from coupon_clock.testing import ManualClock
 from examples import MORNING
-from test_examples import example
+from programs import example
 
 
 class Bug(Exception):

@@ -30,7 +30,7 @@ from coupon_clock.testing import (
     when,
 )
 from examples import EXPIRED_AT_NOON, MORNING, NOON, SHOP, a_template, created, increase, terminate
-from test_examples import example
+from programs import example
 
 BERLIN = ZoneInfo("Europe/Berlin")
 

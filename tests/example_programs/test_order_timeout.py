@@ -13,7 +13,7 @@ from coupon_clock.runtime import Runtime
 from coupon_clock.testing import TestRuntime, given, then, then_nothing, then_refused, when
 from deadlines import eventually
 from examples import MORNING, SHOP, ending_in
-from test_examples import example
+from programs import example
 
 A_MOMENT = timedelta(microseconds=1)
 HALF_AN_HOUR = timedelta(minutes=30)

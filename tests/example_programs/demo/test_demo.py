@@ -13,6 +13,7 @@ import pytest
 
 from deadlines import eventually
 
+DEMO = Path(__file__).parents[3] / "examples" / "demo"
 LONGEST_S = 120.0
 
 
@@ -25,7 +26,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 
 @contextmanager
 def demo(folder: Path, *options: str) -> Iterator["subprocess.Popen[str]"]:
-    command = [sys.executable, "-m", "coupon_clock.demo", "--broker", "memory", "--dir", str(folder), *options]
+    command = [sys.executable, str(DEMO), "--broker", "memory", "--dir", str(folder), *options]
     with subprocess.Popen(
         command, cwd=folder.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:

@@ -1,8 +1,8 @@
 import psycopg
 import pytest
 
-from coupon_clock.demo.house import FolderBusy, alone_in, fresh_database
 from coupon_clock.local_servers.errors import FolderUnusable
+from environment import FolderBusy, alone_in, empty_database
 
 
 def test_a_second_demo_in_one_folder_is_refused(tmp_path):
@@ -23,9 +23,10 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
         pass
 
 
-def test_each_run_has_a_database_of_its_own_and_only_its_own(postgres):
-    first, second = fresh_database(postgres.url), fresh_database(postgres.url)
-
-    psycopg.connect(second).close()
-    with pytest.raises(psycopg.OperationalError, match="does not exist"):
-        psycopg.connect(first)
+def test_each_run_has_an_empty_database_also_while_the_one_before_is_in_use(postgres):
+    with psycopg.connect(empty_database(postgres.url), autocommit=True) as first:
+        first.execute("CREATE TABLE remains ()")
+        with psycopg.connect(empty_database(postgres.url)) as second:
+            assert second.execute("SELECT to_regclass('remains')").fetchone() == (None,)
+        with pytest.raises(psycopg.OperationalError):
+            first.execute("SELECT 1")
