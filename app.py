@@ -515,4 +515,5 @@ COUPON_TEMPLATES: Decider[CouponTemplate, Command, Event] = Decider(
     has_content_of=has_content_of,
     due_at=due_at,
     due_command=look,
+    prepares_ending=True,
 )

@@ -19,8 +19,8 @@ from psycopg import Connection
 
 from coupon_clock.domain.decider import Command, Decider, Event, State
 from coupon_clock.domain.errors import CouponClockError, OutcomeUnknown
-from coupon_clock.infrastructure import telemetry
-from coupon_clock.infrastructure.command_handling.handler import Executed, Execution, Overtaken
+from coupon_clock.infrastructure.command_handling.due import DueHandler, HandledStream
+from coupon_clock.infrastructure.command_handling.handler import CommandHandler, Executed, Overtaken
 from coupon_clock.infrastructure.event_store import migrations
 from coupon_clock.infrastructure.event_store.cluster_identity import failover_detected, remember_cluster
 from coupon_clock.infrastructure.event_store.safety import UnsafeLog
@@ -37,7 +37,15 @@ from coupon_clock.infrastructure.postgres.database import Database, Schema, conn
 from coupon_clock.infrastructure.postgres.errors import DatabaseUnavailable
 from coupon_clock.infrastructure.postgres.server_clock import ServerClock
 from coupon_clock.infrastructure.scheduling.alarms import Alarms
-from coupon_clock.infrastructure.scheduling.due_result import Completed, DueCause, DueResult, Failed, NotDue, Retry
+from coupon_clock.infrastructure.scheduling.due_result import (
+    Completed,
+    DueCause,
+    DueReport,
+    DueResult,
+    Failed,
+    NotDue,
+    Retry,
+)
 from coupon_clock.infrastructure.scheduling.expiry_consumer import ExpiryConsumer
 from coupon_clock.infrastructure.scheduling.reconciler import Reconciler
 from coupon_clock.infrastructure.scheduling.relay import Relay
@@ -48,6 +56,8 @@ __all__ = ["Decider", "Envelope", "Executed", "Parts", "Role", "Runtime", "Setti
 Role = Literal["relay", "consumer", "reconciler"]
 ROLES: tuple[Role, ...] = ("relay", "consumer", "reconciler")
 
+NO_GRACE = timedelta(0)
+ENDED_NOW, ENDED_BEFORE = Completed(ended_now=True), Completed(ended_now=False)
 RELAY_POLL_S = 0.2
 FOLLOW_POLL_S = 0.05
 REARM_BATCH = 5_000
@@ -65,14 +75,6 @@ class UnknownRole(CouponClockError):
 
     name: str
     known: str
-
-
-@dataclass(eq=False)
-class NothingDecided(CouponClockError):
-    """Stream {stream_id} was due at {due_at}, and its decider gave no event: it must, or name a later time."""
-
-    stream_id: UUID
-    due_at: datetime
 
 
 class Parts(Struct, frozen=True):
@@ -109,7 +111,8 @@ class Runtime(Generic[State, Command, Event]):
         self.rejected = RejectedMessages(database)
         self.log_grew = Notifier()
         self._alarms_changed = Notifier()
-        self._execution = Execution(self.store, decider, self._appended)
+        self._handler = CommandHandler(self.store, decider, self._appended)
+        self._due = DueHandler(self.store, decider, self._handler, self._appended)
         self._closing = StopEvent()
 
     @classmethod
@@ -152,15 +155,15 @@ class Runtime(Generic[State, Command, Event]):
         UnusableTransaction.
         """
         if connection is None:
-            return self._execution.execute(command)
+            return self._handler.handle(command)
         with enlist(connection, self.database.schema, "event") as lent:
-            return Execution(self.store.over(lent), self.decider, no_notifier).execute(command)
+            return CommandHandler(self.store.over(lent), self.decider, no_notifier).handle(command)
 
     def execute_many(
         self, commands: Sequence[Command], cause: Cause = "command"
     ) -> "list[Executed[Event] | CouponClockError]":
         """What each came to, or its error, in order, in few transactions: one that fails spoils no other."""
-        return self._execution.execute_many(commands, cause)
+        return self._handler.handle_many(commands, cause)
 
     # ── reactions ────────────────────────────────────────────────────────────────────────────────
 
@@ -206,8 +209,9 @@ class Runtime(Generic[State, Command, Event]):
     def retry_rejected(self, messages: Sequence[Rejected]) -> list[DueResult]:
         """Looks at the streams that these messages mean, now; those that are no readable message are Failed."""
         read = [readable(message.body) for message in messages]
-        answers = iter(self.handle_due([due.stream_id for due in read if isinstance(due, ExpiryDue)], "message"))
-        return [next(answers) if isinstance(due, ExpiryDue) else Failed(due) for due in read]
+        report = self.handle_due([due.stream_id for due in read if isinstance(due, ExpiryDue)], "message")
+        results = iter(report.results)
+        return [next(results) if isinstance(due, ExpiryDue) else Failed(due) for due in read]
 
     # ── running ──────────────────────────────────────────────────────────────────────────────────
 
@@ -243,15 +247,19 @@ class Runtime(Generic[State, Command, Event]):
             broker, self.alarms, self.rejected, self.handle_due, self.clock, lead, self.settings.max_held
         )
         relay = Relay(self.alarms, broker, self.clock, lead)
-        return Parts(relay, consumer, Reconciler(self.alarms, self.handle_due, grace))
+        return Parts(relay, consumer, Reconciler(self.handle_due, grace))
 
-    def handle_due(self, stream_ids: Sequence[UUID], cause: DueCause) -> list[DueResult]:
-        """Does what is due on those of these streams that are, in few transactions; none given, it reads the time."""
-        if not stream_ids:
-            self.store.learn_time()
-        executed = self.execute_many([self.decider.due_command(stream_id) for stream_id in stream_ids], cause)
-        self._observe_lateness(executed, cause)
-        return [answer(each) for each in executed]
+    def handle_due(self, stream_ids: Sequence[UUID], cause: DueCause, grace: timedelta = NO_GRACE) -> DueReport:
+        """Ends all that was due `grace` ago, soonest first, reads PostgreSQL's time, and reports what came of these
+        streams.
+
+        Raises DatabaseUnavailable, UnsafeLog, AnswerLost.
+        """
+        handled = self._due.handle_due(stream_ids, cause, grace)
+        self.store.learn_time()
+        decided = map(due_result, handled.decided.values())
+        failures = [result for result in decided if isinstance(result, Failed | Retry)]
+        return DueReport(handled.ended, failures, list(map(due_result, handled.asked)))
 
     # ── what the above needs ─────────────────────────────────────────────────────────────────────
 
@@ -283,29 +291,17 @@ class Runtime(Generic[State, Command, Event]):
         if earliest_due_at is not None:
             self._alarms_changed.notify()
 
-    def _observe_lateness(self, executed: "Sequence[Executed[Event] | CouponClockError]", cause: Cause) -> None:
-        now = self.clock.now()
-        for each in executed:
-            if isinstance(each, Executed) and did_something(each) and each.was_due_at:
-                telemetry.LATENESS.labels(cause).observe((now - each.was_due_at).total_seconds())
 
-
-def answer(executed: Executed[Any] | CouponClockError) -> DueResult:
-    """What a look came to, in the loops' words."""
-    match executed:
+def due_result(handled: HandledStream) -> DueResult:
+    """The outcome of a command, in the loops' terms."""
+    match handled.error:
         case DatabaseUnavailable() | OutcomeUnknown() | Overtaken() | UnsafeLog():
-            return Retry(executed)
+            return Retry(handled.error)
         case CouponClockError():
-            return Failed(executed)
-    if did_something(executed) or executed.was_due_at is None:
-        return Completed(ended_now=did_something(executed))
-    if executed.was_due_at <= executed.decided_at:
-        return Failed(NothingDecided(executed.stream_id, executed.was_due_at))
-    return NotDue(executed.was_due_at)
-
-
-def did_something(executed: Executed[Any]) -> bool:
-    return bool(executed.events) and not executed.repeated
+            return Failed(handled.error)
+    if handled.ended:
+        return ENDED_NOW
+    return ENDED_BEFORE if handled.due_at is None else NotDue(handled.due_at)
 
 
 def readable(body: bytes) -> ExpiryDue | UnreadableMessage:

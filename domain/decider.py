@@ -30,6 +30,8 @@ class Decider(Struct, Generic[State, Command, Event], frozen=True, kw_only=True)
     `has_content_of`: whether these events, stored under the command's id, are what this command would have led to.
     `due_at`: when the stream is to be looked at, None for never; `due_command`: the command that looks. It must lead to
     an event when decided at or after that time, be harmless before, and have a command_id of its own each time.
+    `prepares_ending`: whether what the due time leads to depends on the state alone, so that it may be decided at each
+    append, for that time, and stored with the alarm (docs/deadlines.md).
     `admit`: refuses what the sender may not see, before anything else; by default all may see all.
     """
 
@@ -39,8 +41,26 @@ class Decider(Struct, Generic[State, Command, Event], frozen=True, kw_only=True)
     has_content_of: Callable[[Sequence[Event], Command], bool]
     due_at: Callable[[State], datetime | None]
     due_command: Callable[[UUID], Command]
+    prepares_ending: bool = False
     admit: Callable[[State | None, Command], None] = lambda state, command: None
 
     def stream_id(self, command: Command) -> UUID:
         stream_id: UUID = getattr(command, self.stream_field, None)  # type: ignore[assignment]
         return stream_id
+
+
+def prepared_ending(decider: Decider[State, Command, Event], stream_id: UUID, state: State | None) -> Event | None:
+    """Returns the one event that the due time of this state leads to, after which nothing is due any more.
+
+    None where it leads to something else, or the decider fails: then it is decided when the time has come.
+    """
+    try:
+        due_at = None if state is None else decider.due_at(state)
+        if due_at is None:
+            return None
+        events = decider.decide(state, decider.due_command(stream_id), due_at)
+        if len(events) != 1 or decider.due_at(decider.evolve(state, events[0])) is not None:
+            return None
+        return events[0]
+    except Exception:
+        return None

@@ -18,13 +18,8 @@ BATCH = 1_000
 
 LOCK = "SELECT FROM {schema}.alarm WHERE stream_id = ANY(%s) ORDER BY stream_id FOR UPDATE"
 
-KEEP = """
-INSERT INTO {schema}.alarm AS kept (stream_id, due_at)
-SELECT * FROM unnest(%s::uuid[], %s::timestamptz[]) ORDER BY 1
-    ON CONFLICT (stream_id) DO UPDATE
-   SET due_at = excluded.due_at, armed_at = NULL, leased_until = NULL
- WHERE kept.due_at <> excluded.due_at
-"""
+# Deleted and inserted: an update would be taken for the late move of an end (schema.sql).
+KEEP = "INSERT INTO {schema}.alarm (stream_id, due_at) SELECT * FROM unnest(%s::uuid[], %s::timestamptz[]) ORDER BY 1"
 
 DROP = "DELETE FROM {schema}.alarm WHERE stream_id = ANY(%s)"
 
@@ -48,7 +43,7 @@ def _repair(store: EventStore[Event], stream_ids: Sequence[UUID]) -> None:
         connection.execute(sql(LOCK), (list(stream_ids),))
         alarms = dict(_due(store, stream_ids))
         kept = {stream_id: due for stream_id, due in alarms.items() if due is not None}
-        connection.execute(sql(DROP), ([stream_id for stream_id, due in alarms.items() if due is None],))
+        connection.execute(sql(DROP), (list(alarms),))
         connection.execute(sql(KEEP), (list(kept), list(kept.values())))
 
 

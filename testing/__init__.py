@@ -31,8 +31,6 @@ from coupon_clock.infrastructure.event_store.migrations import MIGRATIONS, scrip
 from coupon_clock.infrastructure.loop import Counts
 from coupon_clock.infrastructure.messaging.memory_broker import MemoryBroker
 from coupon_clock.infrastructure.postgres.database import Schema, connect
-from coupon_clock.infrastructure.scheduling.due_result import Failed, Retry
-from coupon_clock.infrastructure.scheduling.reconciler import BEFORE_ALL
 from coupon_clock.infrastructure.settings import Settings
 from coupon_clock.projections.registry import PROJECTIONS
 from coupon_clock.runtime import Executed, Runtime
@@ -41,6 +39,10 @@ MANUAL = """
 CREATE TABLE IF NOT EXISTS {schema}.manual_clock (at timestamptz);
 CREATE OR REPLACE FUNCTION {schema}.now_utc() RETURNS timestamptz LANGUAGE sql VOLATILE
     AS 'SELECT coalesce((SELECT at FROM {schema}.manual_clock), clock_timestamp())';
+DROP TRIGGER refuse_late_move ON {schema}.alarm;
+CREATE CONSTRAINT TRIGGER refuse_late_move AFTER UPDATE OF due_at ON {schema}.alarm
+    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW WHEN (OLD.due_at IS DISTINCT FROM NEW.due_at)
+    EXECUTE FUNCTION {schema}.refuse_late_move('0');
 """
 
 MOST_TICKS = 1_000
@@ -238,9 +240,7 @@ def run_due(runtime: Runtime[Any, Any, Any], ticks: Sequence[Callable[[], Counts
 def why_it_fails(runtime: Runtime[Any, Any, Any]) -> str:
     """Why the first stream that is due cannot be looked at, found by looking again, because the loops only log it;
     empty where it now can."""
-    first = runtime.alarms.overdue(NO_GRACE, BEFORE_ALL, 1)
-    answers = runtime.handle_due([alarm.stream_id for alarm in first], "reconciler")
-    return "".join(str(answer.error) for answer in answers if isinstance(answer, Failed | Retry))
+    return "".join(str(failure.error) for failure in runtime.handle_due([], "reconciler").failures[:1])
 
 
 def news(runtime: Runtime[Any, Any, AnyEvent], reader: LogReader) -> list[AnyEvent]:

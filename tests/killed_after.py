@@ -8,7 +8,7 @@ from threading import Event
 from typing import Any
 
 from coupon_clock.app import Application, Settings
-from coupon_clock.infrastructure.event_store.store import EventStore
+from coupon_clock.infrastructure.event_store.recorder import EventLogRecorder
 from coupon_clock.infrastructure.scheduling.alarms import Alarms
 from coupon_clock.infrastructure.scheduling.reconciler import Reconciler
 from coupon_clock.projections.engine import projector
@@ -22,9 +22,9 @@ STEPS: dict[str, list[tuple[Any, str]]] = {
     "publishing": [(broker, "publish")],
     "arming": [(Alarms, "mark_armed"), (Alarms, "lease_past_due")],
     "receiving": [(broker, "receive")],
-    "appending the end": [(EventStore, "append")],
+    "appending the end": [(EventLogRecorder, "end_due")],
     "acknowledging": [(broker, "acknowledge")],
-    "reconciling": [(Reconciler, "_reconcile")],
+    "reconciling": [(Reconciler, "run_once")],
     "writing rows": [(projector, "save")],
 }
 

@@ -20,7 +20,7 @@ from coupon_clock.app import COUPON_TEMPLATES, Outcome, outcome_of
 from coupon_clock.domain.commands import Command
 from coupon_clock.domain.errors import CommandConflict, CouponClockError, CouponTemplateNotFound, OutcomeUnknown
 from coupon_clock.domain.events import Ended, Event
-from coupon_clock.infrastructure.command_handling.handler import Execution
+from coupon_clock.infrastructure.command_handling.handler import CommandHandler
 from coupon_clock.infrastructure.event_store.store import Append, Appended, Conflict, Envelope, Loaded
 from coupon_clock.infrastructure.postgres.errors import AnswerLost
 from coupon_clock.testing import TestApplication
@@ -96,7 +96,7 @@ class LogInMemory:
         return Loaded({stream_id: self.stream(stream_id) for stream_id in stream_ids}, self.now)
 
     def append(
-        self, appends: Sequence[Append[Event]], longest_wait: timedelta | None = None
+        self, appends: Sequence[Append[Event]], decided_at: datetime, longest_wait: timedelta | None = None
     ) -> list[Appended | Conflict]:
         if others := self.others_come_first:
             self.others_come_first = None
@@ -122,14 +122,14 @@ class World:
 
     def __init__(self) -> None:
         self.log = LogInMemory()
-        self.execution = Execution(self.log, COUPON_TEMPLATES, appended=lambda _: None)
+        self.handler = CommandHandler(self.log, COUPON_TEMPLATES, notify=lambda _: None)
         self.does(CREATE)
 
     def does(self, command: Command) -> Reply:
         return self.does_all([command])[0]
 
     def does_all(self, commands: Sequence[Command]) -> list[Reply]:
-        return [outcome_of(each) for each in self.execution.execute_many(commands)]
+        return [outcome_of(each) for each in self.handler.handle_many(commands)]
 
     def lives(self, history: History) -> list[tuple[Command, Reply]]:
         """One command after the other, each at its time, though time never goes back."""

@@ -9,11 +9,12 @@ import pytest
 from msgspec.structs import replace
 
 from coupon_clock.domain.errors import InvalidCommand
+from coupon_clock.infrastructure.command_handling.due import NothingDecided
 from coupon_clock.infrastructure.command_handling.handler import DeciderFailed
 from coupon_clock.infrastructure.event_store.store import Unstorable
 from coupon_clock.infrastructure.messaging.memory_broker import MemoryBroker
 from coupon_clock.infrastructure.scheduling.due_result import Completed, Failed, NotDue
-from coupon_clock.runtime import NothingDecided, Runtime
+from coupon_clock.runtime import Runtime
 from coupon_clock.testing import ManualClock
 from examples import MORNING
 from programs import example
@@ -50,17 +51,17 @@ def with_decider(orders: Runtime, shop: ModuleType, **changed) -> Runtime:
 @pytest.mark.parametrize("part", ["decide", "evolve", "due_at"])
 def test_a_decider_that_fails_on_one_stream_makes_no_other_late(shop, orders, part):
     clock = ManualClock(orders.settings, MORNING)
-    bad, *good = placed(orders, shop, 10)
-    orders.execute(shop.PayOrder(command_id=uuid4(), order_id=bad))
+    good, bad = placed(orders, shop, 9), uuid4()
+    orders.execute(shop.PlaceOrder(command_id=uuid4(), order_id=bad, amount=666))
 
-    def fails_on_what_is_paid(*given):
-        if "paid=True" in repr(given[0]) or isinstance(given[-1], shop.Paid):
+    def fails_on_one(*given):
+        if "amount=666" in repr(given):
             raise Bug("a mistake")
         return getattr(shop.ORDERS, part)(*given)
 
     clock.set(MORNING + shop.PAYMENT_TIME)
-    failure, *answers = with_decider(orders, shop, **{part: fails_on_what_is_paid}).handle_due(
-        [bad, *good], "reconciler"
+    failure, *answers = (
+        with_decider(orders, shop, **{part: fails_on_one}).handle_due([bad, *good], "reconciler").results
     )
     assert isinstance(failure.error, DeciderFailed)
     assert "a mistake" in str(failure.error)
@@ -120,8 +121,8 @@ def test_a_look_whose_id_is_not_its_own_each_time_is_named(shop, orders):
         due_at=lambda state: state.pay_until,
     )
     clock.set(MORNING + shop.PAYMENT_TIME)
-    assert stuck.handle_due([order], "reconciler") == [Completed(ended_now=True)]
-    (again,) = stuck.handle_due([order], "reconciler")
+    assert stuck.handle_due([order], "reconciler").results == [Completed(ended_now=True)]
+    (again,) = stuck.handle_due([order], "reconciler").results
     assert isinstance(again.error, NothingDecided)
 
 
@@ -145,7 +146,7 @@ def test_a_decider_that_decides_nothing_when_due_is_named_and_its_message_set_as
         order = shop.PlaceOrder(command_id=uuid4(), order_id=uuid4(), amount=1000)
         due_at = MORNING + shop.PAYMENT_TIME
         orders.execute(order)
-        assert orders.handle_due([order.order_id], "reconciler") == [NotDue(due_at)]
+        assert orders.handle_due([order.order_id], "reconciler").results == [NotDue(due_at)]
 
         clock.set(due_at)
         idle = replace(shop.ORDERS, decide=lambda order, command, now: [])
@@ -154,11 +155,11 @@ def test_a_decider_that_decides_nothing_when_due_is_named_and_its_message_set_as
         parts.relay.run_once()
         forgetful.store.learn_time()
         assert parts.consumer.run_once()["rejected"] == 1
-        (answer,) = forgetful.handle_due([order.order_id], "reconciler")
+        (answer,) = forgetful.handle_due([order.order_id], "reconciler").results
         assert isinstance(answer, Failed)
         assert isinstance(answer.error, NothingDecided)
         assert str(order.order_id) in str(answer.error)
 
-        assert orders.handle_due([order.order_id], "reconciler") == [Completed(ended_now=True)]
+        assert orders.handle_due([order.order_id], "reconciler").results == [Completed(ended_now=True)]
         clock.advance(days=1)
-        assert orders.handle_due([order.order_id], "reconciler") == [Completed(ended_now=False)]
+        assert orders.handle_due([order.order_id], "reconciler").results == [Completed(ended_now=False)]

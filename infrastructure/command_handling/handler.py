@@ -1,19 +1,17 @@
-"""Commands become events: load, decide, append. One command, or many in few transactions.
+"""Commands become events: load, decide, append, settle, notify. One command, or many in few transactions."""
 
-Knows no coupon: what is decided comes in as a Decider, so that another kind of deadline can run on the same parts.
-"""
-
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import islice
 from time import monotonic
-from typing import Generic
+from typing import Any, Generic
 from uuid import UUID
 
 from msgspec import UNSET, Struct
+from msgspec.structs import replace
 
-from coupon_clock.domain.decider import Command, Decider, Event, State
+from coupon_clock.domain.decider import Command, Decider, Event, State, prepared_ending
 from coupon_clock.domain.errors import CommandConflict, CouponClockError, InvalidCommand, OutcomeUnknown, Problem
 from coupon_clock.infrastructure.event_store.safety import UnsafeLog
 from coupon_clock.infrastructure.event_store.store import (
@@ -28,15 +26,22 @@ from coupon_clock.infrastructure.event_store.store import (
     UnreadableEvent,
     Unstorable,
 )
-from coupon_clock.infrastructure.postgres.errors import AnswerLost, DatabaseUnavailable, RolledBack, TimedOut
+from coupon_clock.infrastructure.postgres.errors import (
+    AnswerLost,
+    DatabaseUnavailable,
+    DecidedTooLate,
+    RolledBack,
+    TimedOut,
+)
 
 CHUNK = 1_000
-PATIENCE_S = 10
-"""How long one call goes on deciding again what others overtook, and halving what times out."""
-DUE_WAIT = timedelta(milliseconds=200)
-"""Longest wait of a look for somebody who has one of its streams under way: all that are due wait with it."""
+PATIENCE_S = 10.0
+"""How long a chunk is tried again from its first failure on: conflicts are decided again, what times out is halved."""
 EACH_WAIT = timedelta(milliseconds=5)
-"""The same for each stream by itself, once the batch has waited in vain."""
+"""Longest wait for each stream by itself, once a batch has waited in vain."""
+
+Notify = Callable[[datetime | None], None]
+"""Called after each append that stored something, with the earliest due time that it set, if any."""
 
 
 class Executed(Struct, Generic[Event], frozen=True, gc=False):
@@ -57,7 +62,7 @@ class Executed(Struct, Generic[Event], frozen=True, gc=False):
 
 @dataclass(eq=False)
 class DeciderFailed(CouponClockError):
-    """Stream {stream_id} cannot be decided on, because its decider raised {reason}: mend that, and try again."""
+    """Stream {stream_id} cannot be decided on, because its decider raised {reason}: correct it, and try again."""
 
     stream_id: UUID
     reason: str
@@ -67,271 +72,251 @@ class Overtaken(CommandConflict):
     """Command {command_id} on stream {stream_id} was overtaken by others again and again: send it again."""
 
 
-class Execution(Generic[State, Command, Event]):
-    """`appended` is called after every append that stored something, with the earliest new due time, if any."""
+class StreamBusy(TimedOut):
+    """Somebody else has the stream under way, and nothing was changed: {reason}."""
+
+
+Outcomes = list[Executed[Event] | CouponClockError]
+
+
+class CommandHandler(Generic[State, Command, Event]):
+    """Safe to use from several threads."""
 
     def __init__(
         self,
         store: EventStore[Event],
         decider: Decider[State, Command, Event],
-        appended: Callable[[datetime | None], None],
+        notify: Notify,
+        *,
+        chunk: int = CHUNK,
+        patience_s: float = PATIENCE_S,
     ) -> None:
         self._store = store
         self._decider = decider
-        self._appended = appended
+        self._notify = notify
+        self._chunk = chunk
+        self._patience_s = patience_s
 
-    def execute(self, command: Command, cause: Cause = "command") -> Executed[Event]:
+    def handle(self, command: Command, cause: Cause = "command") -> Executed[Event]:
         """Raises a CouponClockError: the decider's, CommandConflict, OutcomeUnknown, DatabaseUnavailable, UnsafeLog."""
-        (outcome,) = self.execute_many([command], cause)
+        (outcome,) = self.handle_many([command], cause)
         if isinstance(outcome, CouponClockError):
             raise outcome
         return outcome
 
-    def execute_many(
-        self, commands: Sequence[Command], cause: Cause = "command"
-    ) -> "list[Executed[Event] | CouponClockError]":
-        """Outcomes in order; one command that fails spoils no other. Commands of one stream are decided in turn."""
-        attempt = Attempt(self._store, self._decider, self._appended, cause)
-        given = [(command, self._has_address(command)) for command in commands]
-        addressed = [command for command, has_address in given if has_address]
-        outcomes = iter([outcome for chunk in chunks(addressed) for outcome in attempt.outcomes(chunk)])
-        return [next(outcomes) if has_address else self._without_address(command) for command, has_address in given]
+    def handle_many(
+        self, commands: Sequence[Command], cause: Cause = "command", longest_wait: timedelta | None = None
+    ) -> Outcomes[Event]:
+        """Outcomes in order; one command that fails spoils no other. Commands of one stream are decided in turn.
 
-    def _has_address(self, command: Command) -> bool:
-        """Streams are loaded before anything is decided: one id of another type would spoil the whole chunk."""
-        return isinstance(self._decider.stream_id(command), UUID)
+        `longest_wait`: for others who have one of the streams under way.
+        """
+        commands = list(commands)
+        outcomes: dict[int, Executed[Event] | CouponClockError] = {
+            n: problem for n, command in enumerate(commands) if (problem := self._addressing_problem(command))
+        }
+        addressed = (n for n in range(len(commands)) if n not in outcomes)
+        while chunk := list(islice(addressed, self._chunk)):
+            settled = self._settled([commands[n] for n in chunk], cause, longest_wait)
+            outcomes.update(zip(chunk, settled, strict=True))
+        return [outcomes[n] for n in range(len(commands))]
 
-    def _without_address(self, command: Command) -> InvalidCommand:
-        return InvalidCommand([Problem(self._decider.stream_field, self._decider.stream_id(command), "must be a UUID")])
-
-
-class Attempt(Generic[State, Command, Event]):
-    """One call's way to its outcomes, with an end to its patience."""
-
-    def __init__(
-        self,
-        store: EventStore[Event],
-        decider: Decider[State, Command, Event],
-        appended: Callable[[datetime | None], None],
-        cause: Cause,
-    ) -> None:
-        self._store = store
-        self._decider = decider
-        self._appended = appended
-        self._cause = cause
-        self._stream_id = decider.stream_id
-        self._longest_wait = None if cause == "command" else DUE_WAIT
-        self._give_up_at = monotonic() + PATIENCE_S
-
-    def outcomes(self, commands: Sequence[Command]) -> "list[Executed[Event] | CouponClockError]":
-        """As one append; streams that others overtook are decided again, without the rest."""
-        outcomes = self._tried(commands)
-        while overtaken := [n for n, outcome in enumerate(outcomes) if isinstance(outcome, Overtaken)]:
-            if not self._is_patient():
-                break
-            again = self._tried([commands[n] for n in overtaken])
-            for number, outcome in zip(overtaken, again, strict=True):
-                outcomes[number] = outcome
+    def _settled(self, commands: Sequence[Command], cause: Cause, longest_wait: timedelta | None) -> Outcomes[Event]:
+        """As one append; streams that others overtook are decided again, without the rest. Those that others hold come
+        last, each alone, and wait."""
+        outcomes = self._attempted(commands, cause, longest_wait)
+        give_up_at = monotonic() + self._patience_s
+        while (unsettled := self._unsettled(commands, outcomes)) and monotonic() < give_up_at:
+            again = self._attempted([commands[n] for n in unsettled], cause, longest_wait)
+            for n, outcome in zip(unsettled, again, strict=True):
+                outcomes[n] = outcome
         return outcomes
 
-    def _tried(self, commands: Sequence[Command]) -> "list[Executed[Event] | CouponClockError]":
+    def _unsettled(self, commands: Sequence[Command], outcomes: Outcomes[Event]) -> list[int]:
+        """The numbers of what is tried again next: all that were overtaken, else one stream that was busy."""
+        if overtaken := [n for n, outcome in enumerate(outcomes) if isinstance(outcome, Overtaken)]:
+            return overtaken
+        busy = [n for n, outcome in enumerate(outcomes) if isinstance(outcome, StreamBusy)]
+        return [n for n in busy if self._stream_id(commands[n]) == self._stream_id(commands[busy[0]])]
+
+    def _attempted(self, commands: Sequence[Command], cause: Cause, longest_wait: timedelta | None) -> Outcomes[Event]:
+        """The five steps. A batch that fails as a whole is halved, until the culprit is alone."""
         try:
-            drafts = self._drafts(commands)
-            self._append([draft for draft in drafts.values() if draft.new_events])
-        except (RolledBack, TimedOut, Unstorable) as rolled_back:
-            return self._halved(commands, rolled_back)
+            loaded = self._store.load_many(list({self._stream_id(command): None for command in commands}))  # 1. load
+            streams = {
+                stream_id: Stream(self._decider, stream_id, events, loaded.now)
+                for stream_id, events in loaded.streams.items()
+            }
+            decided = [streams[self._stream_id(command)].decide(command) for command in commands]  # 2. decide
+            changed = [stream for stream in streams.values() if stream.new_events]
+            results = self._appended(
+                [stream.append(cause) for stream in changed], loaded.now, longest_wait
+            )  # 3. append
+        except (RolledBack, TimedOut, Unstorable) as failure:
+            if len(commands) == 1:
+                (command,) = commands
+                too_late = isinstance(failure, DecidedTooLate)
+                return [Overtaken(command.command_id, self._stream_id(command), str(failure)) if too_late else failure]
+            middle = len(commands) // 2
+            halves = commands[:middle], commands[middle:]
+            return [outcome for half in halves for outcome in self._attempted(half, cause, longest_wait)]
         except (DatabaseUnavailable, UnsafeLog) as unavailable:
             return [unavailable for _ in commands]
-        return [drafts[self._stream_id(command)].outcome(n, command) for n, command in enumerate(commands)]
+        for stream, result in zip(changed, results, strict=True):  # 4. settle
+            stream.result = result
+        if due_ats := [stream.due_at for stream in changed if isinstance(stream.result, Appended)]:  # 5. notify
+            self._notify(min((due_at for due_at in due_ats if due_at), default=None))
+        return [streams[self._stream_id(c)].outcome(c, d) for c, d in zip(commands, decided, strict=True)]
 
-    def _drafts(self, commands: Sequence[Command]) -> "Mapping[UUID, Draft[State, Command, Event]]":
-        loaded = self._store.load_many(list({self._stream_id(command): None for command in commands}))
-        drafts = {
-            stream_id: Draft(self._decider, stream_id, stream, loaded.now, self._cause)
-            for stream_id, stream in loaded.streams.items()
-        }
-        for number, command in enumerate(commands):
-            drafts[self._stream_id(command)].take(number, command)
-        return drafts
-
-    def _append(self, drafts: "Sequence[Draft[State, Command, Event]]") -> None:
-        appends = [draft.append() for draft in drafts]
-        answers = self._answers(appends)
-        for draft, answer in zip(drafts, answers, strict=True):
-            draft.answer = answer
-        stored = [append for append, answer in zip(appends, answers, strict=True) if isinstance(answer, Appended)]
-        if stored:
-            due_ats = [append.due_at for append in stored if isinstance(append.due_at, datetime)]
-            self._appended(min(due_ats, default=None))
-
-    def _answers(self, appends: Sequence[Append[Event]]) -> Sequence[Appended | Conflict | Busy | AnswerLost]:
+    def _appended(
+        self, appends: Sequence[Append[Event]], decided_at: datetime, longest_wait: timedelta | None
+    ) -> Sequence[Appended | Conflict | Busy | AnswerLost]:
         try:
-            return self._stored(appends)
-        except AnswerLost as lost:
-            return [lost for _ in appends]
-
-    def _stored(self, appends: Sequence[Append[Event]]) -> Sequence[Appended | Conflict | Busy]:
-        try:
-            return self._store.append(appends, self._longest_wait)
+            return self._store.append(appends, decided_at, longest_wait)
         except TimedOut:
             if len(appends) == 1:
                 raise
-            return self._store.append(appends, EACH_WAIT, each_stream=True)
+            return self._store.append(appends, decided_at, EACH_WAIT, each_stream=True)
+        except AnswerLost as lost:
+            return [lost for _ in appends]
 
-    def _halved(self, commands: Sequence[Command], why: CouponClockError) -> "list[Executed[Event] | CouponClockError]":
-        """Each half by itself, until the culprit is alone."""
-        if len(commands) == 1 or not self._is_patient():
-            return [why for _ in commands]
-        middle = len(commands) // 2
-        return [*self._tried(commands[:middle]), *self._tried(commands[middle:])]
+    def _stream_id(self, command: Command) -> UUID:
+        return self._decider.stream_id(command)
 
-    def _is_patient(self) -> bool:
-        return monotonic() < self._give_up_at
+    def _addressing_problem(self, command: Command) -> InvalidCommand | None:
+        """Streams are loaded before anything is decided: one id of another type would spoil the whole chunk."""
+        stream_id: object = self._decider.stream_id(command)
+        if isinstance(stream_id, UUID):
+            return None
+        return InvalidCommand([Problem(self._decider.stream_field, stream_id, "must be a UUID")])
 
 
-class Draft(Generic[State, Command, Event]):
-    """One stream, with what a chunk's commands add to it, each decided on the state that the former left.
+class Stream(Generic[State, Command, Event]):
+    """One stream of a batch, and what the commands of the batch add to it, each decided on what the former left.
 
-    `answer`: what came of appending `new_events`, if there were any.
+    `result`: what came of appending `new_events`, if there were any.
     """
 
     __slots__ = (
         "_broken",
-        "_cause",
         "_decider",
-        "_due_at",
         "_envelopes",
         "_loaded_due_at",
         "_loaded_version",
         "_now",
         "_state",
         "_stream_id",
-        "_taken",
-        "answer",
+        "due_at",
         "new_events",
+        "result",
     )
 
     def __init__(
         self,
         decider: Decider[State, Command, Event],
         stream_id: UUID,
-        stream: "list[Envelope[Event]] | UnreadableEvent",
+        envelopes: list[Envelope[Event]] | UnreadableEvent,
         now: datetime,
-        cause: Cause,
     ) -> None:
-        self.new_events: list[NewEvent[Event]] = []
-        self.answer: Appended | Conflict | Busy | AnswerLost | None = None
+        self.new_events: list[tuple[Event, Command]] = []
+        self.result: Appended | Conflict | Busy | AnswerLost | None = None
+        self.due_at: datetime | None = None
         self._decider = decider
         self._stream_id = stream_id
-        self._broken: CouponClockError | None = stream if isinstance(stream, UnreadableEvent) else None
-        self._envelopes = [] if isinstance(stream, UnreadableEvent) else stream
+        self._broken: CouponClockError | None = envelopes if isinstance(envelopes, UnreadableEvent) else None
+        self._envelopes = [] if isinstance(envelopes, UnreadableEvent) else envelopes
         self._loaded_version = self._envelopes[-1].version if self._envelopes else 0
         self._now = now
-        self._cause: Cause = cause
         self._state: State | None = None
-        self._due_at: datetime | None = None
         try:
-            self._become(self._state, [envelope.event for envelope in self._envelopes])
+            self._become([envelope.event for envelope in self._envelopes])
         except Exception as bug:
-            self._broken = failed(stream_id, bug)
-        self._loaded_due_at = self._due_at
-        self._taken: dict[int, Taken[Event] | CouponClockError] = {}
+            self._broken = decider_failed(stream_id, bug)
+        self._loaded_due_at = self.due_at
 
-    def take(self, number: int, command: Command) -> None:
-        """Decides the command; `outcome(number, …)` tells how it went, once the append is done."""
-        try:
-            self._taken[number] = self._decided(command)
-        except CouponClockError as refusal:
-            self._taken[number] = refusal
-        except Exception as bug:
-            self._taken[number] = failed(self._stream_id, bug)
-
-    def append(self) -> Append[Event]:
-        due_at = self._due_at if self._due_at != self._loaded_due_at else UNSET
-        return Append(self._stream_id, self._loaded_version, self.new_events, due_at)
-
-    def outcome(self, number: int, command: Command) -> "Executed[Event] | CouponClockError":
-        if isinstance(self.answer, Conflict):
-            return Overtaken(command.command_id, self._stream_id, "other commands kept coming first")
-        if isinstance(self.answer, AnswerLost):
-            return OutcomeUnknown(command.command_id)
-        if isinstance(self.answer, Busy):
-            return TimedOut("somebody else has the stream under way")
-        taken = self._taken[number]
-        if isinstance(taken, CouponClockError):
-            return taken
-        position = self._position(taken.version)
-        return Executed(
-            self._stream_id, taken.version, position, taken.events, self._now, taken.was_due_at, taken.repeated
-        )
-
-    def _decided(self, command: Command) -> "Taken[Event]":
+    def decide(self, command: Command) -> Executed[Event] | CouponClockError:
+        """Its position is known once the append is done: `outcome` tells."""
         if self._broken is not None:
-            raise self._broken
+            return self._broken
+        try:
+            return self._decided(command)
+        except CouponClockError as refusal:
+            return refusal
+        except Exception as bug:
+            return decider_failed(self._stream_id, bug)
+
+    def append(self, cause: Cause) -> Append[Event]:
+        events = [NewEvent(event, command.command_id, cause, command.actor) for event, command in self.new_events]
+        ending = None
+        if self._decider.prepares_ending and self.due_at is not None:
+            ending = prepared_ending(self._decider, self._stream_id, self._state)
+        unchanged = self.due_at == self._loaded_due_at and (self.due_at is None or not self._decider.prepares_ending)
+        return Append(self._stream_id, self._loaded_version, events, UNSET if unchanged else self.due_at, ending)
+
+    def outcome(
+        self, command: Command, decided: Executed[Event] | CouponClockError
+    ) -> Executed[Event] | CouponClockError:
+        match self.result:
+            case Conflict():
+                return Overtaken(command.command_id, self._stream_id, "other commands kept coming first")
+            case AnswerLost():
+                return OutcomeUnknown(command.command_id)
+            case Busy():
+                return StreamBusy("try again")
+        if isinstance(decided, CouponClockError):
+            return decided
+        return replace(decided, position=self._position(decided.version))
+
+    def _decided(self, command: Command) -> Executed[Event]:
         self._decider.admit(self._state, command)
-        refuse_unreadable(command.command_id, command.actor, command.expected_version)
-        earlier = list(self._recorded_under(command.command_id))
-        if earlier:
-            return self._repeated(command, earlier)
+        refuse_unstorable(command.command_id, command.actor, command.expected_version)
         version = self._loaded_version + len(self.new_events)
+        if earlier := list(self._recorded_under(command.command_id)):
+            events = tuple(event for _, event in earlier)
+            if not self._decider.has_content_of(events, command):
+                raise CommandConflict(command.command_id, self._stream_id, "the id was used for another command")
+            return Executed(self._stream_id, earlier[-1][0], 0, events, self._now, self.due_at, repeated=True)
         if command.expected_version not in (None, version):
             reason = f"it expected version {command.expected_version}, the stream is at {version}"
             raise CommandConflict(command.command_id, self._stream_id, reason)
-        was_due_at = self._due_at
-        events = self._decider.decide(self._state, command, self._now)
-        self._become(self._state, events)
-        self.new_events += [NewEvent(event, command.command_id, self._cause, command.actor) for event in events]
-        return Taken(version + len(events), tuple(events), was_due_at)
+        was_due_at = self.due_at
+        new = self._decider.decide(self._state, command, self._now)
+        self._become(new)
+        self.new_events += [(event, command) for event in new]
+        return Executed(self._stream_id, version + len(new), 0, tuple(new), self._now, was_due_at)
 
-    def _become(self, state: State | None, events: Sequence[Event]) -> None:
+    def _become(self, events: Sequence[Event]) -> None:
         """All of it or, where the decider fails, nothing."""
+        state = self._state
         for event in events:
             state = self._decider.evolve(state, event)
-        self._due_at = None if state is None else self._decider.due_at(state)
+        self.due_at = None if state is None else self._decider.due_at(state)
         self._state = state
 
     def _recorded_under(self, command_id: UUID) -> Iterator[tuple[int, Event]]:
-        """Version and event of all that a command led to, stored or in this draft."""
+        """Version and event of all that a command led to, stored or in this batch."""
         for envelope in self._envelopes:
             if envelope.command_id == command_id:
                 yield envelope.version, envelope.event
-        for version, new in enumerate(self.new_events, self._loaded_version + 1):
-            if new.command_id == command_id:
-                yield version, new.event
-
-    def _repeated(self, command: Command, earlier: list[tuple[int, Event]]) -> "Taken[Event]":
-        events = tuple(event for _, event in earlier)
-        if not self._decider.has_content_of(events, command):
-            raise CommandConflict(command.command_id, self._stream_id, "the id was used for another command")
-        return Taken(earlier[-1][0], events, self._due_at, repeated=True)
+        for version, (event, command) in enumerate(self.new_events, self._loaded_version + 1):
+            if command.command_id == command_id:
+                yield version, event
 
     def _position(self, version: int) -> int:
         if version > self._loaded_version:
-            assert isinstance(self.answer, Appended)
-            return self.answer.positions[version - self._loaded_version - 1]
+            assert isinstance(self.result, Appended)
+            return self.result.positions[version - self._loaded_version - 1]
         return next((e.position for e in reversed(self._envelopes) if e.version == version), 0)
 
 
-class Taken(Struct, Generic[Event], frozen=True, gc=False):
-    """A decided command: the stream's `version` after its `events`, and when it was due before them.
-
-    `repeated`: it was decided earlier, and the stream is due then now.
-    """
-
-    version: int
-    events: tuple[Event, ...]
-    was_due_at: datetime | None
-    repeated: bool = False
-
-
-def failed(stream_id: UUID, bug: Exception) -> DeciderFailed:
+def decider_failed(stream_id: UUID, bug: Exception) -> DeciderFailed:
     failure = DeciderFailed(stream_id, repr(bug))
     failure.__cause__ = bug
     return failure
 
 
-def refuse_unreadable(command_id: object, actor: object, expected_version: object) -> None:
-    """What would be stored with each event, and never be read again; or be compared with a version, and is none.
+def refuse_unstorable(command_id: Any, actor: Any, expected_version: Any) -> None:
+    """What would be stored with each event and cannot be, or is compared with a version and is none.
 
     Raises InvalidCommand.
     """
@@ -354,9 +339,3 @@ def is_storable(text: str) -> bool:
         return b"\0" not in text.encode()
     except UnicodeEncodeError:
         return False
-
-
-def chunks(commands: Sequence[Command]) -> Iterator[list[Command]]:
-    rest = iter(commands)
-    while chunk := list(islice(rest, CHUNK)):
-        yield chunk

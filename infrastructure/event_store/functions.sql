@@ -1,21 +1,54 @@
+-- Locks are taken in one order everywhere: alarms before events, both by stream. A call for several streams skips alarms
+-- that others hold, and leaves those streams out; a call for one stream waits.
+
 -- Events of many streams with their alarms, in one call.
 --
--- First each stream's lowest version, and only directly after the one before it; those that got in change their alarms
--- and bring the rest, where a conflict rolls all back. Streams left out come back with position null and the version
--- they have. Rows are inserted in the order of their ids, so that two batches never wait for each other in a circle.
+-- After the alarms are locked, each stream's lowest version goes in, and only directly after the one before it; streams
+-- that got in change their alarms and bring the rest, where a conflict rolls all back. Streams left out come back with
+-- position null: with the version they have, where another append came first or the stream became due after
+-- `decided_at`; without, where somebody holds their alarm. Rows are inserted in the order of their ids, so that two
+-- batches never wait for each other in a circle.
 -- longest_wait: for a writer that has the same stream under way; by default the connection's lock_timeout.
 -- The look for the version before is a scalar subquery, because PostgreSQL may answer an EXISTS by hashing the table.
 CREATE FUNCTION {schema}.append_events(
     ids uuid[], versions bigint[], topics text[], states bytea[], command_ids uuid[], causes text[], actors text[],
-    alarm_ids uuid[], alarm_due_ats timestamptz[], longest_wait interval
+    alarm_ids uuid[], alarm_due_ats timestamptz[], alarm_versions bigint[], ending_topics text[], endings bytea[],
+    decided_at timestamptz, longest_wait interval
 ) RETURNS TABLE (stream_id uuid, version bigint, log_position bigint) LANGUAGE plpgsql AS $$
 DECLARE
     got_ids       uuid[];
     got_versions  bigint[];
     got_positions bigint[];
+    busy          uuid[];
+    became_due    uuid[];
 BEGIN
     IF longest_wait IS NOT NULL THEN
         PERFORM set_config('lock_timeout', extract(milliseconds FROM longest_wait)::int::text, true);
+    END IF;
+
+    IF ids[1] = ids[cardinality(ids)] THEN
+        SELECT array_agg(held.stream_id)
+          INTO became_due
+          FROM (SELECT alarm.stream_id, alarm.due_at
+                  FROM {schema}.alarm
+                 WHERE alarm.stream_id = ids[1]
+                   FOR NO KEY UPDATE) AS held
+         WHERE held.due_at > decided_at AND held.due_at <= (SELECT {schema}.now_utc());
+    ELSE
+        WITH held AS MATERIALIZED (
+            SELECT alarm.stream_id, alarm.due_at
+              FROM {schema}.alarm
+             WHERE alarm.stream_id = ANY (ids)
+             ORDER BY alarm.stream_id
+               FOR NO KEY UPDATE SKIP LOCKED)
+        SELECT (SELECT array_agg(alarm.stream_id)
+                  FROM {schema}.alarm
+                 WHERE alarm.stream_id = ANY (ids)
+                   AND NOT EXISTS (SELECT FROM held WHERE held.stream_id = alarm.stream_id)),
+               (SELECT array_agg(held.stream_id)
+                  FROM held
+                 WHERE held.due_at > decided_at AND held.due_at <= (SELECT {schema}.now_utc()))
+          INTO busy, became_due;
     END IF;
 
     WITH got AS (
@@ -25,6 +58,8 @@ BEGIN
           FROM (SELECT DISTINCT ON (given.id) given.*
                   FROM unnest(ids, versions, topics, states, command_ids, causes, actors)
                        AS given (id, version, topic, state, command_id, cause, actor)
+                 WHERE (busy IS NULL OR given.id <> ALL (busy))
+                   AND (became_due IS NULL OR given.id <> ALL (became_due))
                  ORDER BY given.id, given.version) AS first
          WHERE first.version = 1
             OR (SELECT true
@@ -34,15 +69,20 @@ BEGIN
             ON CONFLICT (originator_id, originator_version) DO NOTHING
         RETURNING log.originator_id, log.originator_version, log.notification_id
     ), changed AS (
-        SELECT change.id, change.due_at
-          FROM unnest(alarm_ids, alarm_due_ats) AS change (id, due_at)
+        SELECT change.*
+          FROM unnest(alarm_ids, alarm_due_ats, alarm_versions, ending_topics, endings)
+               AS change (id, due_at, version, topic, ending)
           JOIN got ON got.originator_id = change.id
     ), kept AS (
-        INSERT INTO {schema}.alarm AS kept (stream_id, due_at)
-        SELECT changed.id, changed.due_at FROM changed WHERE changed.due_at IS NOT NULL
+        INSERT INTO {schema}.alarm AS kept (stream_id, due_at, version, topic, ending)
+        SELECT changed.id, changed.due_at, changed.version, changed.topic, changed.ending
+          FROM changed
+         WHERE changed.due_at IS NOT NULL
             ON CONFLICT ON CONSTRAINT alarm_pkey DO UPDATE
-           SET due_at = excluded.due_at, armed_at = NULL, leased_until = NULL
-         WHERE kept.due_at <> excluded.due_at
+           SET due_at = excluded.due_at, version = excluded.version, topic = excluded.topic, ending = excluded.ending,
+               armed_at     = CASE WHEN kept.due_at = excluded.due_at THEN kept.armed_at END,
+               leased_until = CASE WHEN kept.due_at = excluded.due_at THEN kept.leased_until END
+         WHERE kept.due_at <> excluded.due_at OR kept.ending IS NOT NULL OR excluded.ending IS NOT NULL
     ), dropped AS (
         DELETE FROM {schema}.alarm USING changed WHERE alarm.stream_id = changed.id AND changed.due_at IS NULL
     )
@@ -65,8 +105,10 @@ BEGIN
 
         RETURN QUERY
         SELECT DISTINCT given.id,
-               coalesce((SELECT max(log.originator_version) FROM {schema}.event AS log
-                          WHERE log.originator_id = given.id), 0),
+               CASE WHEN busy IS NULL OR given.id <> ALL (busy) THEN
+                   coalesce((SELECT max(log.originator_version) FROM {schema}.event AS log
+                              WHERE log.originator_id = given.id), 0)
+               END,
                NULL::bigint
           FROM unnest(ids) AS given (id)
          WHERE given.id <> ALL (coalesce(got_ids, ARRAY[]::uuid[]));
@@ -77,7 +119,8 @@ END $$;
 -- that is still not free within the wait comes back with neither version nor position, and the rest goes in.
 CREATE FUNCTION {schema}.append_each_stream(
     ids uuid[], versions bigint[], topics text[], states bytea[], command_ids uuid[], causes text[], actors text[],
-    alarm_ids uuid[], alarm_due_ats timestamptz[], longest_wait interval
+    alarm_ids uuid[], alarm_due_ats timestamptz[], alarm_versions bigint[], ending_topics text[], endings bytea[],
+    decided_at timestamptz, longest_wait interval
 ) RETURNS TABLE (stream_id uuid, version bigint, log_position bigint) LANGUAGE plpgsql AS $$
 DECLARE
     stream record;
@@ -91,26 +134,110 @@ BEGIN
                array_agg(given.command_id ORDER BY given.version) AS command_ids,
                array_agg(given.cause      ORDER BY given.version) AS causes,
                array_agg(given.actor      ORDER BY given.version) AS actors,
-               alarm.changes,
-               alarm.due_ats
+               alarm.*
           FROM unnest(ids, versions, topics, states, command_ids, causes, actors)
                AS given (id, version, topic, state, command_id, cause, actor)
-          LEFT JOIN (SELECT change.id, array_agg(change.id) AS changes, array_agg(change.due_at) AS due_ats
-                       FROM unnest(alarm_ids, alarm_due_ats) AS change (id, due_at)
-                      GROUP BY change.id) AS alarm USING (id)
-         GROUP BY given.id, alarm.changes, alarm.due_ats
+          LEFT JOIN (SELECT change.id              AS alarm_id,
+                            ARRAY[change.id]       AS changes,
+                            ARRAY[change.due_at]   AS due_ats,
+                            ARRAY[change.version]  AS alarm_versions,
+                            ARRAY[change.topic]    AS ending_topics,
+                            ARRAY[change.ending]   AS endings
+                       FROM unnest(alarm_ids, alarm_due_ats, alarm_versions, ending_topics, endings)
+                            AS change (id, due_at, version, topic, ending)) AS alarm ON alarm_id = given.id
+         GROUP BY given.id, alarm_id, changes, due_ats, alarm.alarm_versions, alarm.ending_topics, alarm.endings
          ORDER BY given.id
     LOOP
         BEGIN
             RETURN QUERY
             SELECT * FROM {schema}.append_events(
                 stream.ids, stream.versions, stream.topics, stream.states, stream.command_ids, stream.causes,
-                stream.actors, stream.changes, stream.due_ats, longest_wait);
+                stream.actors, stream.changes, stream.due_ats, stream.alarm_versions, stream.ending_topics,
+                stream.endings, decided_at, longest_wait);
         EXCEPTION WHEN lock_not_available THEN
             stream_id := stream.id;
             version := NULL;
             log_position := NULL;
             RETURN NEXT;
+        END;
+    END LOOP;
+END $$;
+
+-- The prepared endings of what is due, a page at a time: soonest first, beyond the key given, so that what cannot be
+-- ended at the head hides nothing behind it. An ending is appended only where the stream is as its last append left it;
+-- of the others recorded_at is null. Alarms that others hold are skipped.
+CREATE FUNCTION {schema}.end_due(
+    after_due_at timestamptz, after_stream_id uuid, page bigint, grace interval, ending_cause text, longest_wait interval
+) RETURNS TABLE (stream_id uuid, due_at timestamptz, recorded_at timestamptz) LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM set_config('lock_timeout', extract(milliseconds FROM longest_wait)::int::text, true);
+    RETURN QUERY
+    WITH due AS MATERIALIZED (
+        SELECT alarm.stream_id, alarm.due_at, alarm.version, alarm.topic, alarm.ending
+          FROM {schema}.alarm
+         WHERE alarm.due_at <= (SELECT {schema}.now_utc() - grace)
+           AND (alarm.due_at, alarm.stream_id) > (after_due_at, after_stream_id)
+         ORDER BY alarm.due_at, alarm.stream_id
+         LIMIT page
+           FOR UPDATE SKIP LOCKED
+    ), ended AS (
+        INSERT INTO {schema}.event AS log (originator_id, originator_version, topic, state, command_id, cause)
+        SELECT due.stream_id, due.version + 1, due.topic, due.ending, gen_random_uuid(), ending_cause
+          FROM due
+         WHERE due.ending IS NOT NULL
+         ORDER BY due.stream_id
+            ON CONFLICT (originator_id, originator_version) DO NOTHING
+        RETURNING log.originator_id, log.recorded_at
+    ), gone AS (
+        DELETE FROM {schema}.alarm USING ended WHERE alarm.stream_id = ended.originator_id
+    )
+    SELECT due.stream_id, due.due_at, ended.recorded_at
+      FROM due
+      LEFT JOIN ended ON ended.originator_id = due.stream_id
+     ORDER BY due.due_at, due.stream_id;
+END $$;
+
+-- The same of these streams, in any order.
+CREATE FUNCTION {schema}.end_streams(ids uuid[], ending_cause text, longest_wait interval)
+RETURNS TABLE (stream_id uuid, due_at timestamptz, recorded_at timestamptz) LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM set_config('lock_timeout', extract(milliseconds FROM longest_wait)::int::text, true);
+    RETURN QUERY
+    WITH due AS MATERIALIZED (
+        SELECT alarm.stream_id, alarm.due_at, alarm.version, alarm.topic, alarm.ending
+          FROM {schema}.alarm
+         WHERE alarm.stream_id = ANY (ids)
+           AND alarm.due_at <= (SELECT {schema}.now_utc())
+         ORDER BY alarm.stream_id
+           FOR UPDATE SKIP LOCKED
+    ), ended AS (
+        INSERT INTO {schema}.event AS log (originator_id, originator_version, topic, state, command_id, cause)
+        SELECT due.stream_id, due.version + 1, due.topic, due.ending, gen_random_uuid(), ending_cause
+          FROM due
+         WHERE due.ending IS NOT NULL
+         ORDER BY due.stream_id
+            ON CONFLICT (originator_id, originator_version) DO NOTHING
+        RETURNING log.originator_id, log.recorded_at
+    ), gone AS (
+        DELETE FROM {schema}.alarm USING ended WHERE alarm.stream_id = ended.originator_id
+    )
+    SELECT due.stream_id, due.due_at, ended.recorded_at
+      FROM due
+      LEFT JOIN ended ON ended.originator_id = due.stream_id;
+END $$;
+
+-- Each for itself, for a page that waited in vain for a writer that does not lock alarms: a stream that is still not
+-- free within the wait does not come back, and the rest is ended.
+CREATE FUNCTION {schema}.end_each_stream(ids uuid[], ending_cause text, longest_wait interval)
+RETURNS TABLE (stream_id uuid, due_at timestamptz, recorded_at timestamptz) LANGUAGE plpgsql AS $$
+DECLARE
+    id uuid;
+BEGIN
+    FOREACH id IN ARRAY ids LOOP
+        BEGIN
+            RETURN QUERY SELECT * FROM {schema}.end_streams(ARRAY[id], ending_cause, longest_wait);
+        EXCEPTION WHEN lock_not_available THEN
+            NULL;
         END;
     END LOOP;
 END $$;

@@ -34,7 +34,8 @@ PAGE = 500
 class NewEvents(NamedTuple):
     """Columns of what is appended, one entry an event, sorted by stream and version; and the alarms that change.
 
-    `due_ats`: aware times, None where the stream's alarm goes.
+    `due_ats`: aware times, None where the stream's alarm goes. `alarm_versions`: the stream's version then.
+    `ending_topics`, `endings`: what is appended when the time has come, None where that has to be decided.
     """
 
     stream_ids: arrays.Uuids
@@ -46,6 +47,18 @@ class NewEvents(NamedTuple):
     actors: arrays.Texts
     alarm_ids: arrays.Uuids
     due_ats: arrays.Timestamps
+    alarm_versions: arrays.Bigints
+    ending_topics: arrays.Texts
+    endings: arrays.Byteas
+
+
+class DueStream(NamedTuple):
+    """An alarm that was due; `recorded_at`: when its prepared ending was stored, None where the stream has to be loaded
+    and decided on."""
+
+    stream_id: UUID
+    due_at: datetime
+    recorded_at: datetime | None
 
 
 class EventLogRecorder(ApplicationRecorder):
@@ -58,12 +71,17 @@ class EventLogRecorder(ApplicationRecorder):
 
     APPEND = """
     SELECT stream_id, version, log_position
-      FROM {schema}.append_events(%b, %b, %b, %b, %b, %b, %b, %b, %b, %b)
+      FROM {schema}.append_events(%b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b)
     """
     APPEND_EACH_STREAM = APPEND.replace("append_events", "append_each_stream")
 
     def append(
-        self, events: NewEvents, longest_wait: timedelta | None = None, *, each_stream: bool = False
+        self,
+        events: NewEvents,
+        decided_at: datetime | None = None,
+        longest_wait: timedelta | None = None,
+        *,
+        each_stream: bool = False,
     ) -> list[tuple[UUID, int | None, int | None]]:
         """Appends in one transaction and one round trip: a stream whole or not at all, directly after its last version.
 
@@ -74,9 +92,94 @@ class EventLogRecorder(ApplicationRecorder):
         statement = self._connections.sql(self.APPEND_EACH_STREAM if each_stream else self.APPEND)
         with self._connections.connection() as connection, detect_lost_answer(connection):
             rows: list[Any] = connection.execute(
-                statement, (*events, longest_wait), prepare=True, binary=True
+                statement, (*events, decided_at, longest_wait), prepare=True, binary=True
             ).fetchall()
         return rows
+
+    END_DUE = """
+    SELECT stream_id, due_at, recorded_at
+      FROM {schema}.end_due(%(after_due_at)b, %(after_stream_id)b, %(limit)b, %(grace)b, %(cause)s, %(longest_wait)b)
+    """
+
+    def end_due(
+        self, after: tuple[datetime, UUID], limit: int, grace: timedelta, cause: str, longest_wait: timedelta
+    ) -> "list[DueStream]":
+        """Stores the prepared endings of up to `limit` alarms that were due `grace` ago, beyond `after`, soonest first.
+
+        Skips alarms that others hold. Raises TimedOut, RolledBack or another DatabaseUnavailable, AnswerLost.
+        """
+        parameters = {
+            "after_due_at": after[0],
+            "after_stream_id": after[1],
+            "limit": limit,
+            "grace": grace,
+            "cause": cause,
+            "longest_wait": longest_wait,
+        }
+        return self._ended(self.END_DUE, parameters)
+
+    END_EACH_STREAM = """
+    SELECT stream_id, due_at, recorded_at FROM {schema}.end_each_stream(%(ids)b, %(cause)s, %(longest_wait)b)
+    """
+
+    def end_each_stream(self, stream_ids: Sequence[UUID], cause: str, longest_wait: timedelta) -> "list[DueStream]":
+        """As `end_due`, of these streams, each for itself: one that must wait too long is left out. Slower."""
+        parameters = {"ids": arrays.uuids(stream_ids), "cause": cause, "longest_wait": longest_wait}
+        return self._ended(self.END_EACH_STREAM, parameters)
+
+    def _ended(self, statement: str, parameters: dict[str, object]) -> "list[DueStream]":
+        with self._connections.connection() as connection, detect_lost_answer(connection):
+            rows = connection.execute(self._connections.sql(statement), parameters, prepare=True, binary=True)
+            return [DueStream._make(row) for row in rows]
+
+    SELECT_DUE = """
+    SELECT stream_id, due_at
+      FROM {schema}.alarm
+     WHERE due_at <= (SELECT {schema}.now_utc() - %(grace)b)
+       AND (due_at, stream_id) > (%(due_at)b, %(stream_id)b)
+     ORDER BY due_at, stream_id
+     LIMIT %(limit)b
+    """
+
+    def select_due(self, after: tuple[datetime, UUID], limit: int, grace: timedelta) -> "list[DueStream]":
+        """Up to `limit` alarms that were due `grace` ago, beyond `after`, soonest first; nothing is ended."""
+        parameters = {"grace": grace, "due_at": after[0], "stream_id": after[1], "limit": limit}
+        with self._connections.connection() as connection:
+            rows = connection.execute(self._connections.sql(self.SELECT_DUE), parameters, prepare=True, binary=True)
+            return [DueStream(stream_id, due_at, None) for stream_id, due_at in rows]
+
+    SELECT_ALARMS = """
+    SELECT asked.id,
+           EXISTS (SELECT FROM {schema}.event WHERE originator_id = asked.id),
+           due_at,
+           due_at <= clock.now
+      FROM (SELECT {schema}.now_utc() AS now) AS clock
+     CROSS JOIN unnest(%b) AS asked (id)
+      LEFT JOIN {schema}.alarm ON stream_id = asked.id
+    """
+
+    def select_alarms(self, stream_ids: Sequence[UUID]) -> list[tuple[UUID, bool, datetime | None, bool | None]]:
+        """Returns of each stream whether it exists, when it is due, and whether that is over."""
+        with self._connections.connection() as connection:
+            statement = self._connections.sql(self.SELECT_ALARMS)
+            rows: Any = connection.execute(statement, (arrays.uuids(stream_ids),), prepare=True, binary=True)
+            return list(rows)
+
+    # Deleted and inserted: an update would be taken for the late move of an end (schema.sql).
+    CORRECT_ALARM = """
+    WITH wrong AS (
+        DELETE FROM {schema}.alarm WHERE stream_id = %(stream_id)s AND due_at = %(seen)s RETURNING stream_id)
+    INSERT INTO {schema}.alarm (stream_id, due_at)
+    SELECT stream_id, %(due_at)s FROM wrong WHERE %(due_at)s::timestamptz IS NOT NULL
+    """
+
+    def correct_alarm(self, stream_id: UUID, seen: datetime, due_at: datetime | None) -> None:
+        """Sets an alarm to what its stream says, or drops it, where it still has the due time `seen`."""
+        parameters = {"stream_id": stream_id, "seen": seen, "due_at": due_at}
+        with self._connections.connection() as connection:
+            connection.execute(self._connections.sql(self.CORRECT_ALARM), parameters)
+
+    # ── streams ──────────────────────────────────────────────────────────────────────────────────
 
     SELECT_STREAMS = """
     SELECT clock.now, originator_id, originator_version, topic, state, notification_id,

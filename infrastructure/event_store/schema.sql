@@ -20,12 +20,18 @@ CREATE TABLE {schema}.event (
 );
 CREATE UNIQUE INDEX event_notification_id_idx ON {schema}.event (notification_id ASC);
 
+-- One row for each stream that is due some day. version, topic, ending: the event that the due time leads to, where it
+-- was known at that version of the stream. The space that fillfactor leaves keeps updates of these in the same page, and
+-- out of the indexes.
 CREATE TABLE {schema}.alarm (
     stream_id    uuid PRIMARY KEY,
     due_at       timestamptz NOT NULL,
+    version      bigint,
+    topic        text,
+    ending       bytea,
     armed_at     timestamptz,
     leased_until timestamptz
-);
+) WITH (fillfactor = 70);
 CREATE INDEX alarm_due_idx     ON {schema}.alarm (due_at, stream_id);
 CREATE INDEX alarm_unarmed_idx ON {schema}.alarm (due_at) WHERE armed_at IS NULL;
 
@@ -82,3 +88,17 @@ BEGIN
 END $$;
 CREATE TRIGGER refuse_change BEFORE UPDATE OR DELETE OR TRUNCATE ON {schema}.event
     FOR EACH STATEMENT EXECUTE FUNCTION {schema}.refuse_change();
+
+-- A transaction that moves an end must not commit once that end has come, or is about to: what readers call over would
+-- come back to life. The margin, the trigger's argument, covers the time between this check and the commit's visibility.
+CREATE FUNCTION {schema}.refuse_late_move() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF least(OLD.due_at, NEW.due_at) <= {schema}.now_utc() + TG_ARGV[0]::interval THEN
+        RAISE EXCEPTION 'the end of % was moved too late: it came before the commit', NEW.stream_id
+            USING ERRCODE = 'serialization_failure', HINT = 'Run the transaction again.';
+    END IF;
+    RETURN NULL;
+END $$;
+CREATE CONSTRAINT TRIGGER refuse_late_move AFTER UPDATE OF due_at ON {schema}.alarm
+    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW WHEN (OLD.due_at IS DISTINCT FROM NEW.due_at)
+    EXECUTE FUNCTION {schema}.refuse_late_move('20 milliseconds');

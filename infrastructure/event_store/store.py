@@ -62,12 +62,14 @@ class Envelope(Struct, Generic[Event], frozen=True, gc=False):
 
 
 class Append(Struct, Generic[Event], frozen=True, gc=False):
-    """What one stream gains, directly after `expected_version`. `due_at`: UNSET leaves its alarm, None drops it."""
+    """What one stream gains, directly after `expected_version`. `due_at`: UNSET leaves its alarm, None drops it.
+    `ending`: the event that this due time leads to, where it is known already."""
 
     stream_id: UUID
     expected_version: int
     events: Sequence[NewEvent[Event]]
     due_at: datetime | UnsetType | None = UNSET
+    ending: Event | None = None
 
 
 class Appended(Struct, frozen=True, gc=False):
@@ -77,7 +79,7 @@ class Appended(Struct, frozen=True, gc=False):
 
 
 class Conflict(Struct, frozen=True):
-    """Another append came first; nothing of this stream went in."""
+    """Another append came first, or the stream became due since it was decided on; nothing of it went in."""
 
     stream_id: UUID
     expected_version: int
@@ -155,10 +157,17 @@ class EventStore(Generic[Event]):
         return self.load_many([]).now
 
     def append(
-        self, appends: Sequence[Append[Event]], longest_wait: timedelta | None = None, *, each_stream: bool = False
+        self,
+        appends: Sequence[Append[Event]],
+        decided_at: datetime | None = None,
+        longest_wait: timedelta | None = None,
+        *,
+        each_stream: bool = False,
     ) -> list[Appended | Conflict | Busy]:
         """All in one transaction and one round trip, with their alarms; outcomes in order.
 
+        A single stream waits for others who have it under way; of several, those whose alarms others hold are Busy.
+        `decided_at`: PostgreSQL's time of the decision; a stream that became due since is a Conflict. None: not asked.
         `longest_wait`: for others who have one of these streams under way; by default the connection's lock timeout.
         `each_stream`: one that waits in vain is left out as Busy, and spoils no other; slower.
         Raises TimedOut where the wait is over, RolledBack or another DatabaseUnavailable (nothing was stored),
@@ -170,7 +179,7 @@ class EventStore(Generic[Event]):
             events = self._packed(appends)
         except Exception as error:
             raise Unstorable(repr(error)) from error
-        return outcomes(appends, self.recorder.append(events, longest_wait, each_stream=each_stream))
+        return outcomes(appends, self.recorder.append(events, decided_at, longest_wait, each_stream=each_stream))
 
     def envelope(self, stored: RecordedEvent) -> Envelope[Event]:
         """Raises UnreadableEvent."""
@@ -197,7 +206,7 @@ class EventStore(Generic[Event]):
             for append in sorted(appends, key=lambda append: append.stream_id.int)
             for version, new in enumerate(append.events, append.expected_version + 1)
         ]
-        alarms = [(append.stream_id, append.due_at) for append in appends if not isinstance(append.due_at, UnsetType)]
+        alarms = [(append, append.due_at) for append in appends if not isinstance(append.due_at, UnsetType)]
         return NewEvents(
             stream_ids=arrays.uuids([stream_id for stream_id, _, _ in events]),
             versions=arrays.bigints([version for _, version, _ in events]),
@@ -206,8 +215,11 @@ class EventStore(Generic[Event]):
             command_ids=arrays.uuids([new.command_id for _, _, new in events]),
             causes=arrays.texts([new.cause for _, _, new in events]),
             actors=arrays.texts([new.actor for _, _, new in events]),
-            alarm_ids=arrays.uuids([stream_id for stream_id, _ in alarms]),
+            alarm_ids=arrays.uuids([append.stream_id for append, _ in alarms]),
             due_ats=arrays.timestamps([due_at for _, due_at in alarms]),
+            alarm_versions=arrays.bigints([append.expected_version + len(append.events) for append, _ in alarms]),
+            ending_topics=arrays.texts([None if a.ending is None else topic(a.ending) for a, _ in alarms]),
+            endings=arrays.byteas([None if a.ending is None else self._format.encode(a.ending) for a, _ in alarms]),
         )
 
 

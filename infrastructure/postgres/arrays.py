@@ -55,7 +55,7 @@ def texts(values: Sequence[str | None]) -> Texts:
     return Texts(_header(25, values) + _variable(None if value is None else value.encode() for value in values))
 
 
-def byteas(values: Sequence[bytes]) -> Byteas:
+def byteas(values: Sequence[bytes | None]) -> Byteas:
     return Byteas(_header(17, values) + _variable(values))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import psycopg
 from psycopg import Connection
-from psycopg.errors import LockNotAvailable, QueryCanceled
+from psycopg.errors import LockNotAvailable, QueryCanceled, SerializationFailure
 from psycopg_pool import PoolClosed, PoolTimeout
 
 from coupon_clock.domain.errors import CouponClockError
@@ -55,6 +55,10 @@ class RolledBack(DatabaseUnavailable):
     """PostgreSQL rolled the transaction back ({reason}): try again."""
 
 
+class DecidedTooLate(RolledBack):
+    """PostgreSQL rolled the transaction back, because what it rested on has changed ({reason}): try again."""
+
+
 @dataclass(eq=False)
 class AnswerLost(CouponClockError):
     """Whether the transaction was committed is unknown, because the connection broke ({reason})."""
@@ -70,6 +74,8 @@ def detect_lost_answer(connection: Connection[Any]) -> Iterator[None]:
         yield
     except TIME_IS_UP as error:
         raise TimedOut(first_line(error)) from error
+    except SerializationFailure as error:
+        raise DecidedTooLate(first_line(error)) from error
     except (psycopg.OperationalError, psycopg.InterfaceError, psycopg.IntegrityError, psycopg.InternalError) as error:
         failure = AnswerLost if connection.closed else RolledBack
         raise failure(first_line(error)) from error

@@ -1,7 +1,7 @@
 """What handling a stream whose alarm is due can come to. The loops know no more of the domain than this."""
 
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Literal
 from uuid import UUID
 
@@ -11,7 +11,7 @@ from coupon_clock.domain.errors import CouponClockError
 
 
 class Completed(Struct, frozen=True, gc=False):
-    """Nothing is left to do: it was ended by this look (`ended_now`), or before."""
+    """Nothing is left to do: the stream was ended by this (`ended_now`), or before."""
 
     ended_now: bool
 
@@ -23,7 +23,7 @@ class NotDue(Struct, frozen=True, gc=False):
 
 
 class Failed(Struct, frozen=True):
-    """This stream can never be looked at: unknown, or unreadable."""
+    """This stream can never be handled: unknown, or unreadable."""
 
     error: CouponClockError
 
@@ -36,5 +36,15 @@ class Retry(Struct, frozen=True):
 
 DueCause = Literal["message", "reconciler"]
 DueResult = Completed | NotDue | Failed | Retry
-HandleDue = Callable[[Sequence[UUID], DueCause], Sequence[DueResult]]
-"""Does what is due on these streams, in few transactions. Returns a result for each, in order."""
+
+
+class DueReport(Struct, frozen=True):
+    """`ended`: how many streams; `failures`: of those that were due; `results`: of each stream asked for, in order."""
+
+    ended: int
+    failures: Sequence[Failed | Retry]
+    results: Sequence[DueResult]
+
+
+HandleDue = Callable[[Sequence[UUID], DueCause, timedelta], DueReport]
+"""Ends all that was due that long ago, soonest first, and reports what came of these streams."""

@@ -1,16 +1,11 @@
 """The safety net: ends what is overdue, whatever became of its message. No broker and no read model involved."""
 
-from datetime import UTC, datetime, timedelta
-from uuid import UUID
+from datetime import timedelta
 
 import structlog
 
 from coupon_clock.infrastructure.loop import Counts
-from coupon_clock.infrastructure.scheduling.alarms import Alarm, Alarms
-from coupon_clock.infrastructure.scheduling.due_result import Completed, Failed, HandleDue, Retry
-
-BATCH = 1_000
-BEFORE_ALL = Alarm(UUID(int=0), datetime(1, 1, 1, tzinfo=UTC))
+from coupon_clock.infrastructure.scheduling.due_result import HandleDue
 
 log = structlog.get_logger()
 
@@ -18,24 +13,14 @@ log = structlog.get_logger()
 class Reconciler:
     """`grace`: how long after its end an alarm is left to its message."""
 
-    def __init__(self, alarms: Alarms, handle_due: HandleDue, grace: timedelta) -> None:
-        self._alarms = alarms
+    def __init__(self, handle_due: HandleDue, grace: timedelta) -> None:
         self._handle_due = handle_due
         self._grace = grace
 
     def run_once(self) -> Counts:
-        """One walk over all overdue alarms, so that one bad stream never hides the rest."""
-        counts = Counts()
-        after = BEFORE_ALL
-        while overdue := self._alarms.overdue(self._grace, after, BATCH):
-            counts += self._reconcile(overdue)
-            after = overdue[-1]
-        return counts
-
-    def _reconcile(self, overdue: list[Alarm]) -> Counts:
-        answers = self._handle_due([alarm.stream_id for alarm in overdue], "reconciler")
-        failures = [answer for answer in answers if isinstance(answer, Failed | Retry)]
-        if failures:
-            log.warning("not reconciled", action="reconciler", streams=len(failures), first=str(failures[0].error))
-        ended = sum(1 for answer in answers if isinstance(answer, Completed) and answer.ended_now)
-        return Counts({what: number for what, number in (("ended", ended), ("failed", len(failures))) if number})
+        """Handles all that is overdue, so that one bad stream never hides the rest."""
+        report = self._handle_due([], "reconciler", self._grace)
+        if report.failures:
+            first = str(report.failures[0].error)
+            log.warning("not ended", action="reconcile", streams=len(report.failures), first=first)
+        return +Counts(ended=report.ended, failed=len(report.failures))

@@ -4,6 +4,7 @@ from datetime import timedelta
 from uuid import uuid4
 
 import pytest
+from msgspec.structs import replace
 
 from coupon_clock.domain.errors import OutcomeUnknown
 from coupon_clock.domain.events import Ended
@@ -190,10 +191,10 @@ def test_receiving_pauses_while_there_is_no_room(app, inbox):
 def test_while_postgresql_is_away_nothing_is_acknowledged_and_receiving_pauses(app, inbox):
     away = True
 
-    def handle_due(stream_ids, cause):
+    def handle_due(stream_ids, cause, grace):
         if away:
             raise DatabaseUnavailable("it restarts")
-        return app.runtime.handle_due(stream_ids, cause)
+        return app.runtime.handle_due(stream_ids, cause, grace)
 
     template = a_template(valid_until=NOON)
     app.execute(template)
@@ -215,11 +216,13 @@ def test_while_postgresql_is_away_nothing_is_acknowledged_and_receiving_pauses(a
 
 
 def test_one_stream_that_cannot_be_looked_at_now_stops_neither_the_others_nor_receiving(app, inbox):
-    def handle_due(stream_ids, cause):
-        return [
-            Retry(OutcomeUnknown(uuid4())) if stream_id == bad.template_id else answer
-            for stream_id, answer in zip(stream_ids, app.runtime.handle_due(stream_ids, cause), strict=True)
+    def handle_due(stream_ids, cause, grace):
+        report = app.runtime.handle_due(stream_ids, cause, grace)
+        results = [
+            Retry(OutcomeUnknown(uuid4())) if stream_id == bad.template_id else result
+            for stream_id, result in zip(stream_ids, report.results, strict=True)
         ]
+        return replace(report, results=results)
 
     bad, good, later = (a_template(valid_until=NOON) for _ in range(3))
     app.execute_many([good, later])

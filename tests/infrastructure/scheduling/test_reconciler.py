@@ -14,7 +14,7 @@ GRACE = timedelta(seconds=1)
 
 
 def reconciler(app: TestApplication) -> Reconciler:
-    return Reconciler(app.runtime.alarms, app.runtime.handle_due, GRACE)
+    return Reconciler(app.runtime.handle_due, GRACE)
 
 
 def is_ended(app: TestApplication, template) -> bool:

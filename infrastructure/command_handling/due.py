@@ -1,0 +1,147 @@
+"""What is due is ended: prepared endings a page in one statement, the rest loaded and decided, a few at a time."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Generic, Literal, NamedTuple
+from uuid import UUID
+
+from coupon_clock.domain.decider import Command, Decider, Event, State
+from coupon_clock.domain.errors import CouponClockError
+from coupon_clock.infrastructure import telemetry
+from coupon_clock.infrastructure.command_handling.handler import EACH_WAIT, CommandHandler, Executed, Notify
+from coupon_clock.infrastructure.event_store.recorder import DueStream
+from coupon_clock.infrastructure.event_store.store import EventStore
+from coupon_clock.infrastructure.postgres.errors import TimedOut
+
+PAGE = 1_000
+FALLBACK = 100
+"""Streams that are loaded and decided in one transaction: they may be long."""
+DUE_WAIT = timedelta(milliseconds=200)
+"""Longest wait of a page for a writer that does not lock alarms: all that is due waits with it."""
+BEFORE_ALL = (datetime(1, 1, 1, tzinfo=UTC), UUID(int=0))
+
+DueCause = Literal["message", "reconciler"]
+
+
+@dataclass(eq=False)
+class NothingDecided(CouponClockError):
+    """Stream {stream_id} was due at {due_at}, and its decider gave no event: it must, or name a later time."""
+
+    stream_id: UUID
+    due_at: datetime
+
+
+@dataclass(eq=False)
+class UnknownStream(CouponClockError):
+    """There is no stream {stream_id}: its message is of another system, or the log was restored to an earlier time."""
+
+    stream_id: UUID
+
+
+class HandledStream(NamedTuple):
+    """`ended`: now, by this. Else `due_at`: when it is due, None for never; or the `error` that kept it from being
+    handled."""
+
+    ended: bool = False
+    due_at: datetime | None = None
+    error: CouponClockError | None = None
+
+
+class HandledDue(NamedTuple):
+    """`ended`: how many streams; `decided`: what came of those that had no prepared ending, or another than is right
+    now; `asked`: of each stream asked for, in order."""
+
+    ended: int
+    decided: dict[UUID, HandledStream]
+    asked: list[HandledStream]
+
+
+class DueHandler(Generic[State, Command, Event]):
+    """The one entrance for all that acts when an alarm is due. Safe to use from several threads."""
+
+    def __init__(
+        self,
+        store: EventStore[Event],
+        decider: Decider[State, Command, Event],
+        commands: CommandHandler[State, Command, Event],
+        notify: Notify,
+    ) -> None:
+        self._recorder = store.recorder
+        self._decider = decider
+        self._commands = commands
+        self._notify = notify
+
+    def handle_due(self, stream_ids: Sequence[UUID], cause: DueCause, grace: timedelta) -> HandledDue:
+        """Ends all that was due `grace` ago, soonest first, and tells what came of these streams.
+
+        Raises DatabaseUnavailable, UnsafeLog, AnswerLost.
+        """
+        lateness = telemetry.LATENESS.labels(cause)
+        asked, ended_asked, ended = set(stream_ids), set(), 0
+        decided: dict[UUID, HandledStream] = {}
+        for page in self._pages(cause, grace):
+            stored = [each for each in page if each.recorded_at is not None]
+            for each in stored:
+                lateness.observe((each.recorded_at - each.due_at).total_seconds())  # type: ignore[operator]
+            if stored:
+                self._notify(None)
+            ended += len(stored)
+            ended_asked |= asked.intersection([each.stream_id for each in stored])
+            decided |= self._decided([each for each in page if each.recorded_at is None], cause)
+        ended += sum(each.ended for each in decided.values())
+        decided_asked = decided | dict.fromkeys(ended_asked, HandledStream(ended=True))
+        return HandledDue(ended, decided, self._asked(stream_ids, decided_asked))
+
+    def _pages(self, cause: DueCause, grace: timedelta) -> Iterator[list[DueStream]]:
+        """Beyond the last key, so that what cannot be ended at the head hides nothing."""
+        after = BEFORE_ALL
+        while True:
+            try:
+                page = self._recorder.end_due(after, PAGE, grace, cause, DUE_WAIT)
+                last = page[-1] if len(page) == PAGE else None
+            except TimedOut:
+                due = self._recorder.select_due(after, PAGE, grace)
+                page = self._recorder.end_each_stream([each.stream_id for each in due], cause, EACH_WAIT)
+                last = due[-1] if len(due) == PAGE else None
+            yield page
+            if last is None:
+                return
+            after = (last.due_at, last.stream_id)
+
+    def _decided(self, due: Sequence[DueStream], cause: DueCause) -> dict[UUID, HandledStream]:
+        """Loaded and decided. A stream that decides nothing has a wrong alarm, which is corrected."""
+        handled: dict[UUID, HandledStream] = {}
+        for start in range(0, len(due), FALLBACK):
+            part = due[start : start + FALLBACK]
+            commands = [self._decider.due_command(each.stream_id) for each in part]
+            for each, executed in zip(part, self._commands.handle_many(commands, cause, DUE_WAIT), strict=True):
+                handled[each.stream_id] = outcome = handled_stream(executed)
+                if outcome.error is None and not outcome.ended and outcome.due_at != each.due_at:
+                    self._recorder.correct_alarm(each.stream_id, each.due_at, outcome.due_at)
+                if outcome.ended and isinstance(executed, Executed):
+                    late = executed.decided_at - each.due_at
+                    telemetry.LATENESS.labels(cause).observe(late.total_seconds())
+        return handled
+
+    def _asked(self, stream_ids: Sequence[UUID], handled: dict[UUID, HandledStream]) -> list[HandledStream]:
+        """The others as their alarms are now: gone, not due yet, or held by somebody else."""
+        others = [stream_id for stream_id in stream_ids if stream_id not in handled]
+        for stream_id, exists, due_at, is_overdue in self._recorder.select_alarms(others) if others else []:
+            if not exists:
+                handled[stream_id] = HandledStream(error=UnknownStream(stream_id))
+            elif is_overdue:
+                handled[stream_id] = HandledStream(error=TimedOut("somebody else holds the alarm"))
+            else:
+                handled[stream_id] = HandledStream(due_at=due_at)
+        return [handled[stream_id] for stream_id in stream_ids]
+
+
+def handled_stream(executed: Executed[Event] | CouponClockError) -> HandledStream:
+    if isinstance(executed, CouponClockError):
+        return HandledStream(error=executed)
+    if executed.events and not executed.repeated:
+        return HandledStream(ended=True)
+    if executed.was_due_at is not None and executed.was_due_at <= executed.decided_at:
+        return HandledStream(error=NothingDecided(executed.stream_id, executed.was_due_at))
+    return HandledStream(due_at=executed.was_due_at)
