@@ -21,6 +21,7 @@ from coupon_clock.domain.decider import Command, Decider, Event, State
 from coupon_clock.domain.errors import CouponClockError, OutcomeUnknown
 from coupon_clock.infrastructure.command_handling.due import DueHandler, HandledStream
 from coupon_clock.infrastructure.command_handling.handler import CommandHandler, Executed, Overtaken
+from coupon_clock.infrastructure.command_handling.shared_queue import SharedQueue
 from coupon_clock.infrastructure.event_store import migrations
 from coupon_clock.infrastructure.event_store.cluster_identity import failover_detected, remember_cluster
 from coupon_clock.infrastructure.event_store.safety import UnsafeLog
@@ -112,6 +113,7 @@ class Runtime(Generic[State, Command, Event]):
         self.log_grew = Notifier()
         self._alarms_changed = Notifier()
         self._handler = CommandHandler(self.store, decider, self._appended)
+        self._queue = SharedQueue(self._handler)
         self._due = DueHandler(self.store, decider, self._handler, self._appended)
         self._closing = StopEvent()
 
@@ -144,6 +146,7 @@ class Runtime(Generic[State, Command, Event]):
     def close(self) -> None:
         """Ends what follows and closes all connections; a `with` block does it by itself."""
         self._closing.set()
+        self._queue.close()
         self.database.close()
 
     # ── commands ─────────────────────────────────────────────────────────────────────────────────
@@ -155,7 +158,7 @@ class Runtime(Generic[State, Command, Event]):
         UnusableTransaction.
         """
         if connection is None:
-            return self._handler.handle(command)
+            return self._queue.handle(command)
         with enlist(connection, self.database.schema, "event") as lent:
             return CommandHandler(self.store.over(lent), self.decider, no_notifier).handle(command)
 

@@ -19,7 +19,7 @@ BATCH = 1_000
 LOCK = "SELECT FROM {schema}.alarm WHERE stream_id = ANY(%s) ORDER BY stream_id FOR UPDATE"
 
 # Deleted and inserted: an update would be taken for the late move of an end (schema.sql).
-KEEP = "INSERT INTO {schema}.alarm (stream_id, due_at) SELECT * FROM unnest(%s::uuid[], %s::timestamptz[]) ORDER BY 1"
+KEEP = "INSERT INTO {schema}.alarm (stream_id, due_at) SELECT * FROM unnest(%s::uuid[], %s::timestamptz[])"
 
 DROP = "DELETE FROM {schema}.alarm WHERE stream_id = ANY(%s)"
 

@@ -124,10 +124,10 @@ class CommandHandler(Generic[State, Command, Event]):
     def _settled(self, commands: Sequence[Command], cause: Cause, longest_wait: timedelta | None) -> Outcomes[Event]:
         """As one append; streams that others overtook are decided again, without the rest. Those that others hold come
         last, each alone, and wait."""
-        outcomes = self._attempted(commands, cause, longest_wait)
+        outcomes = self.attempt(commands, cause, longest_wait)
         give_up_at = monotonic() + self._patience_s
         while (unsettled := self._unsettled(commands, outcomes)) and monotonic() < give_up_at:
-            again = self._attempted([commands[n] for n in unsettled], cause, longest_wait)
+            again = self.attempt([commands[n] for n in unsettled], cause, longest_wait)
             for n, outcome in zip(unsettled, again, strict=True):
                 outcomes[n] = outcome
         return outcomes
@@ -137,17 +137,23 @@ class CommandHandler(Generic[State, Command, Event]):
         if overtaken := [n for n, outcome in enumerate(outcomes) if isinstance(outcome, Overtaken)]:
             return overtaken
         busy = [n for n, outcome in enumerate(outcomes) if isinstance(outcome, StreamBusy)]
-        return [n for n in busy if self._stream_id(commands[n]) == self._stream_id(commands[busy[0]])]
+        return [n for n in busy if self.stream_id(commands[n]) == self.stream_id(commands[busy[0]])]
 
-    def _attempted(self, commands: Sequence[Command], cause: Cause, longest_wait: timedelta | None) -> Outcomes[Event]:
-        """The five steps. A batch that fails as a whole is halved, until the culprit is alone."""
+    def attempt(
+        self, commands: Sequence[Command], cause: Cause = "command", longest_wait: timedelta | None = None
+    ) -> Outcomes[Event]:
+        """The five steps, once. A batch that fails as a whole is halved, until the culprit is alone.
+
+        Of several, commands on a stream that somebody else has under way come back as StreamBusy, and those that others
+        came before as Overtaken.
+        """
         try:
-            loaded = self._store.load_many(list({self._stream_id(command): None for command in commands}))  # 1. load
+            loaded = self._store.load_many(list({self.stream_id(command): None for command in commands}))  # 1. load
             streams = {
                 stream_id: Stream(self._decider, stream_id, events, loaded.now)
                 for stream_id, events in loaded.streams.items()
             }
-            decided = [streams[self._stream_id(command)].decide(command) for command in commands]  # 2. decide
+            decided = [streams[self.stream_id(command)].decide(command) for command in commands]  # 2. decide
             changed = [stream for stream in streams.values() if stream.new_events]
             results = self._appended(
                 [stream.append(cause) for stream in changed], loaded.now, longest_wait
@@ -156,17 +162,17 @@ class CommandHandler(Generic[State, Command, Event]):
             if len(commands) == 1:
                 (command,) = commands
                 too_late = isinstance(failure, DecidedTooLate)
-                return [Overtaken(command.command_id, self._stream_id(command), str(failure)) if too_late else failure]
+                return [Overtaken(command.command_id, self.stream_id(command), str(failure)) if too_late else failure]
             middle = len(commands) // 2
             halves = commands[:middle], commands[middle:]
-            return [outcome for half in halves for outcome in self._attempted(half, cause, longest_wait)]
+            return [outcome for half in halves for outcome in self.attempt(half, cause, longest_wait)]
         except (DatabaseUnavailable, UnsafeLog) as unavailable:
             return [unavailable for _ in commands]
         for stream, result in zip(changed, results, strict=True):  # 4. settle
             stream.result = result
         if due_ats := [stream.due_at for stream in changed if isinstance(stream.result, Appended)]:  # 5. notify
             self._notify(min((due_at for due_at in due_ats if due_at), default=None))
-        return [streams[self._stream_id(c)].outcome(c, d) for c, d in zip(commands, decided, strict=True)]
+        return [streams[self.stream_id(c)].outcome(c, d) for c, d in zip(commands, decided, strict=True)]
 
     def _appended(
         self, appends: Sequence[Append[Event]], decided_at: datetime, longest_wait: timedelta | None
@@ -180,7 +186,7 @@ class CommandHandler(Generic[State, Command, Event]):
         except AnswerLost as lost:
             return [lost for _ in appends]
 
-    def _stream_id(self, command: Command) -> UUID:
+    def stream_id(self, command: Command) -> UUID:
         return self._decider.stream_id(command)
 
     def _addressing_problem(self, command: Command) -> InvalidCommand | None:

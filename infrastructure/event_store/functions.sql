@@ -21,19 +21,17 @@ DECLARE
     got_positions bigint[];
     busy          uuid[];
     became_due    uuid[];
+    held_due_at   timestamptz;
 BEGIN
     IF longest_wait IS NOT NULL THEN
         PERFORM set_config('lock_timeout', extract(milliseconds FROM longest_wait)::int::text, true);
     END IF;
 
     IF ids[1] = ids[cardinality(ids)] THEN
-        SELECT array_agg(held.stream_id)
-          INTO became_due
-          FROM (SELECT alarm.stream_id, alarm.due_at
-                  FROM {schema}.alarm
-                 WHERE alarm.stream_id = ids[1]
-                   FOR NO KEY UPDATE) AS held
-         WHERE held.due_at > decided_at AND held.due_at <= (SELECT {schema}.now_utc());
+        SELECT alarm.due_at INTO held_due_at FROM {schema}.alarm WHERE alarm.stream_id = ids[1] FOR NO KEY UPDATE;
+        IF held_due_at > decided_at AND held_due_at <= {schema}.now_utc() THEN
+            became_due := ARRAY[ids[1]];
+        END IF;
     ELSE
         WITH held AS MATERIALIZED (
             SELECT alarm.stream_id, alarm.due_at

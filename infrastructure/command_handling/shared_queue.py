@@ -1,0 +1,155 @@
+"""Commands of several callers in one transaction: while some are under way, those that come meanwhile go together."""
+
+import os
+from collections import deque
+from threading import Condition, Event, Thread
+from typing import Any, Generic
+from uuid import UUID
+
+from coupon_clock.domain.decider import Command, State
+from coupon_clock.domain.decider import Event as DecidedEvent
+from coupon_clock.domain.errors import CouponClockError, OutcomeUnknown
+from coupon_clock.infrastructure.command_handling.handler import (
+    EACH_WAIT,
+    CommandHandler,
+    Executed,
+    Overtaken,
+)
+from coupon_clock.infrastructure.postgres.errors import TimedOut
+
+DIRECT = 4
+"""Callers that execute by themselves at the same time: so few gain nothing from sharing (docs/performance.md)."""
+CROWD = 8
+BATCH = 100
+LINGER_S = 0.001
+LIMIT_S = 30.0
+LONG_STREAM = 500
+MOST_LONG_STREAMS = 1_000
+
+
+class Ticket(Generic[Command, DecidedEvent]):
+    """One caller's command in the queue. `outcome` is there once `done` is set."""
+
+    __slots__ = ("command", "done", "outcome")
+
+    def __init__(self, command: Command) -> None:
+        self.command = command
+        self.done = Event()
+        self.outcome: Executed[DecidedEvent] | CouponClockError | None = None
+
+
+class SharedQueue(Generic[State, Command, DecidedEvent]):
+    """Safe to use from several threads. `limit_s`: how long a caller waits for its turn, and then for its outcome."""
+
+    def __init__(
+        self,
+        handler: CommandHandler[State, Command, DecidedEvent],
+        *,
+        direct: int = DIRECT,
+        batch: int = BATCH,
+        limit_s: float = LIMIT_S,
+    ) -> None:
+        self._handler = handler
+        self._direct = direct
+        self._batch = batch
+        self._limit_s = limit_s
+        self._long_streams: dict[UUID, None] = {}
+        self._start_anew()
+
+    def handle(self, command: Command) -> Executed[DecidedEvent]:
+        """Executes it, alone or together with others. Raises as CommandHandler.handle does."""
+        if os.getpid() != self._process:
+            self._start_anew()
+        if self._goes_alone(command):
+            return self._alone(command)
+        outcome = self._shared(Ticket(command))
+        if isinstance(outcome, Overtaken | TimedOut):
+            # Somebody holds the stream, or keeps changing it: to wait for that is this caller's own affair.
+            return self._alone(command)
+        if isinstance(outcome, CouponClockError):
+            raise outcome
+        return outcome
+
+    def close(self) -> None:
+        """Lets the serving thread end, once the queue is empty."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _start_anew(self) -> None:
+        """At first, and in a process that was forked off, where no thread but the current one exists."""
+        self._process = os.getpid()
+        self._changed = Condition()
+        self._queue: deque[Ticket[Command, DecidedEvent]] = deque()
+        self._alone_now = 0
+        self._last = 0
+        self._server: Thread | None = None
+        self._closed = False
+
+    # ── by the caller ────────────────────────────────────────────────────────────────────────────
+
+    def _goes_alone(self, command: Command) -> bool:
+        stream_id: object = self._handler.stream_id(command)
+        if not isinstance(stream_id, UUID) or stream_id in self._long_streams:
+            return True
+        with self._changed:
+            return self._last < CROWD and self._alone_now < self._direct
+
+    def _alone(self, command: Command) -> Executed[DecidedEvent]:
+        with self._changed:
+            self._alone_now += 1
+        try:
+            executed = self._handler.handle(command)
+        finally:
+            with self._changed:
+                self._alone_now -= 1
+        self._note_length(executed)
+        return executed
+
+    def _shared(self, ticket: Ticket[Command, DecidedEvent]) -> Executed[DecidedEvent] | CouponClockError:
+        with self._changed:
+            self._queue.append(ticket)
+            if self._server is None or not self._server.is_alive():
+                self._server = Thread(target=self._serve, name="coupon-clock-commands", daemon=True)
+                self._server.start()
+            self._changed.notify()
+        if not ticket.done.wait(self._limit_s):
+            with self._changed:
+                if ticket in self._queue:
+                    self._queue.remove(ticket)
+                    return TimedOut("too many commands wait")
+            if not ticket.done.wait(self._limit_s):
+                return OutcomeUnknown(ticket.command.command_id)
+        assert ticket.outcome is not None
+        return ticket.outcome
+
+    # ── by the serving thread ────────────────────────────────────────────────────────────────────
+
+    def _serve(self) -> None:
+        while tickets := self._next():
+            outcomes: Any = [OutcomeUnknown(ticket.command.command_id) for ticket in tickets]
+            try:
+                outcomes = self._handler.attempt([ticket.command for ticket in tickets], longest_wait=EACH_WAIT)
+            finally:
+                for ticket, outcome in zip(tickets, outcomes, strict=True):
+                    ticket.outcome = outcome
+                    ticket.done.set()
+            for outcome in outcomes:
+                self._note_length(outcome)
+
+    def _next(self) -> list[Ticket[Command, DecidedEvent]]:
+        """What waits, in the order of arrival; nothing once this is closed."""
+        with self._changed:
+            while not self._queue and not self._closed:
+                self._changed.wait()
+            self._changed.wait_for(lambda: len(self._queue) >= self._last, LINGER_S)
+            tickets = [self._queue.popleft() for _ in range(min(len(self._queue), self._batch))]
+            self._last = len(tickets)
+            return tickets
+
+    def _note_length(self, executed: Executed[DecidedEvent] | CouponClockError) -> None:
+        """Long streams go alone: to load them would make the others wait."""
+        if isinstance(executed, Executed) and executed.version >= LONG_STREAM:
+            if len(self._long_streams) >= MOST_LONG_STREAMS:
+                self._long_streams.clear()
+            self._long_streams[executed.stream_id] = None
