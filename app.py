@@ -8,7 +8,7 @@ from threading import Event as StopEvent
 from time import monotonic, sleep
 from types import TracebackType
 from typing import Any, Literal, Self, get_args
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import structlog
 from msgspec import Struct
@@ -20,21 +20,11 @@ from coupon_clock.domain.commands import (
     ChangeValidity,
     Command,
     CreateCouponTemplate,
-    ExpireCouponTemplate,
     IncreaseStock,
     ShopCommand,
     TerminateCouponTemplate,
 )
-from coupon_clock.domain.coupon_template import (
-    CouponTemplate,
-    decide,
-    due_at,
-    evolve,
-    existing,
-    fold,
-    has_content_of,
-    taken,
-)
+from coupon_clock.domain.coupon_template import COUPON_TEMPLATES, CouponTemplate, existing, fold
 from coupon_clock.domain.decider import Decider
 from coupon_clock.domain.discount import FixedAmount, Percentage, ThresholdAmount
 from coupon_clock.domain.errors import (
@@ -436,9 +426,7 @@ class Application:
         rules.refuse(template_problems(shop_number, template_id))
         envelopes, now = self.store.load(template_id)
         template = fold(envelope.event for envelope in envelopes)
-        if template is None or template.shop_number != shop_number:
-            raise CouponTemplateNotFound(template_id, shop_number)
-        return envelopes, template, now
+        return envelopes, existing(template, template_id, shop_number), now
 
     @contextmanager
     def _rows_at(
@@ -479,22 +467,6 @@ def release(projectors: Sequence[Projector]) -> None:
 # ── the domain, as the parts see it ──────────────────────────────────────────────────────────────
 
 
-def admit(state: CouponTemplate | None, command: Command) -> None:
-    """Another shop's template is "not found", whatever the command; only a Create is told that its id is taken.
-
-    Types first: a shop number that is no number must not pass for another shop's.
-    """
-    if not isinstance(command, CreateCouponTemplate):
-        rules.refuse(rules.form_problems(command))
-        existing(state, command)
-    elif state is not None and state.shop_number != command.shop_number:
-        raise taken(command)
-
-
-def look(template_id: UUID) -> ExpireCouponTemplate:
-    return ExpireCouponTemplate(command_id=uuid4(), template_id=template_id)
-
-
 def not_a_command(given: object) -> InvalidCommand:
     return InvalidCommand([Problem("command", given, "must be a command of a shop")])
 
@@ -505,15 +477,3 @@ def outcome_of(executed: Executed[Event] | CouponClockError) -> Outcome | Coupon
 
 def outcome(executed: Executed[Event]) -> Outcome:
     return Outcome(executed.stream_id, executed.version, executed.position, executed.events)
-
-
-COUPON_TEMPLATES: Decider[CouponTemplate, Command, Event] = Decider(
-    stream_field="template_id",
-    admit=admit,
-    decide=decide,
-    evolve=evolve,
-    has_content_of=has_content_of,
-    due_at=due_at,
-    due_command=look,
-    prepares_ending=True,
-)

@@ -9,29 +9,16 @@ from uuid import UUID
 
 from msgspec import Struct
 
-from coupon_clock.domain.discount import Discount
-from coupon_clock.domain.events import ConsumeRule, ReceiveRule
+from coupon_clock.domain.events import TemplateFields
 
 
-class CreateCouponTemplate(Struct, frozen=True, gc=False, kw_only=True):
+class CreateCouponTemplate(TemplateFields, frozen=True, gc=False, kw_only=True):
     """Field by field as imported lines have them; the rules are in rules.py, all broken ones are reported at once.
 
     Where a field has a wrong type, all such fields are reported instead: rules are for what has the right one.
     """
 
     command_id: UUID
-    template_id: UUID
-    shop_number: int
-    name: str
-    source: str
-    target: str
-    goods: str | None = None
-    discount: Discount
-    receive_rule: ReceiveRule
-    consume_rule: ConsumeRule
-    valid_from: datetime
-    valid_until: datetime
-    stock: int
     actor: str | None = None
     expected_version: int | None = None
 

@@ -21,8 +21,9 @@ from coupon_clock.domain.commands import (
     IncreaseStock,
     TerminateCouponTemplate,
 )
+from coupon_clock.domain.decider import Decider
 from coupon_clock.domain.errors import CommandConflict, CouponTemplateNotFound, CouponTemplateOver
-from coupon_clock.domain.events import Created, Ended, EndReason, Event, StockIncreased, ValidityChanged
+from coupon_clock.domain.events import Created, Ended, EndReason, Event, StockIncreased, TemplateFields, ValidityChanged
 from coupon_clock.domain.validity import utc
 
 
@@ -96,7 +97,7 @@ def decide(state: CouponTemplate | None, command: Command, now: datetime) -> lis
     rules.refuse(rules.form_problems(command))
     if isinstance(command, CreateCouponTemplate):
         return create(state, command, now)
-    template = existing(state, command)
+    template = own(state, command)
     match command:
         case IncreaseStock():
             return increase_stock(template, command, now)
@@ -141,21 +142,24 @@ def expire(template: CouponTemplate, now: datetime) -> list[Event]:
     return [template.ending(EndReason.EXPIRED, template.valid_until)]
 
 
+# ── what decide uses ─────────────────────────────────────────────────────────────────────────────
+
+
 def taken(command: CreateCouponTemplate) -> CommandConflict:
     """The same words for everybody: whose template has that id is nobody else's business."""
     return CommandConflict(command.command_id, command.template_id, "the template exists with other content")
 
 
-# ── what decide uses ─────────────────────────────────────────────────────────────────────────────
+def own(state: CouponTemplate | None, command: Command) -> CouponTemplate:
+    """The template that the command is for. Only the clock's own command needs no shop."""
+    shop_number = None if isinstance(command, ExpireCouponTemplate) else command.shop_number
+    return existing(state, command.template_id, shop_number)
 
 
-def existing(state: CouponTemplate | None, command: Command) -> CouponTemplate:
-    """The template, if there is one and it is the shop's own."""
-    if isinstance(command, ExpireCouponTemplate):
-        if state is None:
-            raise CouponTemplateNotFound(command.template_id, None)
-    elif state is None or state.shop_number != command.shop_number:
-        raise CouponTemplateNotFound(command.template_id, command.shop_number)
+def existing(state: CouponTemplate | None, template_id: UUID, shop_number: int | None = None) -> CouponTemplate:
+    """Returns the template. Raises CouponTemplateNotFound where there is none, or it is another shop's."""
+    if state is None or shop_number not in (None, state.shop_number):
+        raise CouponTemplateNotFound(template_id, shop_number)
     return state
 
 
@@ -170,32 +174,27 @@ def refuse_when_over(template: CouponTemplate, now: datetime) -> None:
 
 
 def created_by(command: CreateCouponTemplate) -> Created:
-    return Created(
-        template_id=command.template_id,
-        shop_number=command.shop_number,
-        name=command.name.strip(),
-        source=command.source,
-        target=command.target,
-        goods=command.goods,
-        discount=command.discount,
-        receive_rule=command.receive_rule,
-        consume_rule=command.consume_rule,
-        valid_from=utc(command.valid_from),
-        valid_until=utc(command.valid_until),
-        stock=command.stock,
-    )
+    """The fields as they were asked for; a name is trimmed, times are in UTC."""
+    fields = {field: getattr(command, field) for field in TemplateFields.__struct_fields__}
+    trimmed = {"name": command.name.strip()}
+    times = {"valid_from": utc(command.valid_from), "valid_until": utc(command.valid_until)}
+    return Created(**fields | trimmed | times)
 
 
 def is_same_content(created: Created, command: CreateCouponTemplate) -> bool:
     return created == created_by(command)
 
 
-def has_content_of(events: Iterable[Event], command: Command) -> bool:
+def has_content_of(state: CouponTemplate | None, events: Iterable[Event], command: Command) -> bool:
     """Whether these events, recorded under the command's id, are what this command would have led to.
 
-    Raises InvalidCommand where the command has a wrong type somewhere, and cannot be compared.
+    Raises InvalidCommand where the command has a wrong type somewhere, and CouponTemplateNotFound for another shop.
     """
     rules.refuse(rules.form_problems(command))
+    if not isinstance(command, CreateCouponTemplate):
+        own(state, command)
+    elif state is not None and state.shop_number != command.shop_number:
+        raise taken(command)
     match command, list(events):
         case CreateCouponTemplate(), [Created() as event]:
             return is_same_content(event, command)
@@ -208,3 +207,14 @@ def has_content_of(events: Iterable[Event], command: Command) -> bool:
         case ExpireCouponTemplate(), [Ended() as event]:
             return event.reason is EndReason.EXPIRED
     return False
+
+
+COUPON_TEMPLATES: Decider[CouponTemplate, Command, Event] = Decider(
+    stream_field="template_id",
+    decide=decide,
+    evolve=evolve,
+    has_content_of=has_content_of,
+    due_at=due_at,
+    due_command=lambda template_id, command_id: ExpireCouponTemplate(command_id=command_id, template_id=template_id),
+    prepares_ending=True,
+)

@@ -7,6 +7,8 @@ from uuid import UUID
 
 from msgspec import Struct
 
+NO_COMMAND = UUID(int=0)
+
 
 class AnyCommand(Protocol):
     @property
@@ -26,23 +28,23 @@ class Decider(Struct, Generic[State, Command, Event], frozen=True, kw_only=True)
     """The pure core of one kind of stream.
 
     `stream_field`: the field of every command that names its stream, by a UUID.
-    `decide`: the events that a command leads to at that time (aware UTC), none when it is already so; or raises.
-    `has_content_of`: whether these events, stored under the command's id, are what this command would have led to.
-    `due_at`: when the stream is to be looked at, None for never; `due_command`: the command that looks. It must lead to
-    an event when decided at or after that time, be harmless before, and have a command_id of its own each time.
+    `decide`: the events that a command leads to at that time (aware UTC), none when it is already so. Raises a
+    CouponClockError where it is refused; what the sender may not see is refused before anything else.
+    `has_content_of`: whether these events, stored under the command's id, are what this command would have led to. It
+    refuses what `decide` refuses of any command.
+    `due_at`: when the stream is to be looked at, None for never; `due_command`: the command that looks, for a stream,
+    under an id. It must lead to an event when decided at or after that time, and be harmless before.
     `prepares_ending`: whether what the due time leads to depends on the state alone, so that it may be decided at each
     append, for that time, and stored with the alarm (docs/deadlines.md).
-    `admit`: refuses what the sender may not see, before anything else; by default all may see all.
     """
 
     stream_field: str
     decide: Callable[[State | None, Command, datetime], list[Event]]
     evolve: Callable[[State | None, Event], State]
-    has_content_of: Callable[[Sequence[Event], Command], bool]
+    has_content_of: Callable[[State | None, Sequence[Event], Command], bool]
     due_at: Callable[[State], datetime | None]
-    due_command: Callable[[UUID], Command]
+    due_command: Callable[[UUID, UUID], Command]
     prepares_ending: bool = False
-    admit: Callable[[State | None, Command], None] = lambda state, command: None
 
     def stream_id(self, command: Command) -> UUID:
         stream_id: UUID = getattr(command, self.stream_field, None)  # type: ignore[assignment]
@@ -58,7 +60,7 @@ def prepared_ending(decider: Decider[State, Command, Event], stream_id: UUID, st
         due_at = None if state is None else decider.due_at(state)
         if due_at is None:
             return None
-        events = decider.decide(state, decider.due_command(stream_id), due_at)
+        events = decider.decide(state, decider.due_command(stream_id, NO_COMMAND), due_at)
         if len(events) != 1 or decider.due_at(decider.evolve(state, events[0])) is not None:
             return None
         return events[0]

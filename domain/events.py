@@ -32,21 +32,26 @@ class EndReason(StrEnum):
     TERMINATED = "terminated"
 
 
-class Created(Struct, frozen=True, gc=False, kw_only=True, tag="CouponTemplate.Created"):
-    """A shop offers coupons in [valid_from, valid_until), both aware UTC."""
+class TemplateFields(Struct, frozen=True, gc=False, kw_only=True):
+    """What a template is, declared once: a command to create it asks for these fields, `Created` keeps them, and the
+    read model's rows begin with them."""
 
     template_id: UUID
     shop_number: int
     name: str
     source: str
     target: str
-    goods: str | None
+    goods: str | None = None
     discount: Discount
     receive_rule: ReceiveRule
     consume_rule: ConsumeRule
     valid_from: datetime
     valid_until: datetime
     stock: int
+
+
+class Created(TemplateFields, frozen=True, gc=False, kw_only=True, tag="CouponTemplate.Created"):
+    """A shop offers coupons in [valid_from, valid_until), both aware UTC."""
 
 
 class StockIncreased(Struct, frozen=True, gc=False, tag="CouponTemplate.StockIncreased"):

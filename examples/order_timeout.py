@@ -7,7 +7,7 @@ topic and group of its own.
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -120,7 +120,7 @@ def evolve(order: Order | None, event: Event) -> Order:
     return replace(order, paid=isinstance(event, Paid), cancelled=isinstance(event, Cancelled))
 
 
-def has_content_of(events: Sequence[Event], command: Command) -> bool:
+def has_content_of(order: Order | None, events: Sequence[Event], command: Command) -> bool:
     match command, events[0]:
         case PlaceOrder(amount=amount), Placed(amount=placed):
             return amount == placed
@@ -137,7 +137,8 @@ ORDERS: Decider[Order, Command, Event] = Decider(
     evolve=evolve,
     has_content_of=has_content_of,
     due_at=lambda order: None if order.is_closed() else order.pay_until,
-    due_command=lambda order_id: CancelUnpaidOrder(command_id=uuid4(), order_id=order_id),
+    due_command=lambda order_id, command_id: CancelUnpaidOrder(command_id=command_id, order_id=order_id),
+    prepares_ending=True,  # the cancellation is stored with the alarm when the order is placed
 )
 ITS_OWN = {"database_schema": "orders", "rocketmq_topic": "order-timeout", "rocketmq_group": "order-clock"}
 

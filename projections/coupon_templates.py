@@ -14,20 +14,18 @@ from msgspec import Struct
 from msgspec.structs import asdict, replace
 from psycopg import Connection
 from psycopg.rows import TupleRow
-from sqlalchemy import BigInteger, Column, DateTime, Index, MetaData, Select, Table, Text, Uuid, literal_column, select
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy import Index, MetaData, Select, Table, literal_column, select
 from sqlalchemy.sql.elements import ColumnElement
 
 from coupon_clock.domain import rules
 from coupon_clock.domain.discount import Discount
 from coupon_clock.domain.events import (
-    ConsumeRule,
     Created,
     Ended,
     EndReason,
     Event,
-    ReceiveRule,
     StockIncreased,
+    TemplateFields,
     ValidityChanged,
 )
 from coupon_clock.domain.rules import Problems
@@ -41,7 +39,7 @@ from coupon_clock.projections.engine.query_validation import (
     shop_problems,
     template_problems,
 )
-from coupon_clock.projections.engine.tables import in_schema, selected
+from coupon_clock.projections.engine.tables import columns_of, in_schema, selected
 
 NAME = "coupon_template"
 FOLD_VERSION = 1
@@ -49,32 +47,22 @@ FOLD_VERSION = 1
 State = Literal["upcoming", "active", "over"]
 
 
+class TemplateRow(TemplateFields, frozen=True, kw_only=True, gc=False):
+    """One row, column by column: the template's fields as they are now, and `position`, that of the event that last
+    changed it."""
+
+    reason: EndReason | None = None
+    ended_at: datetime | None = None
+    version: int
+    position: int
+
+
 def table(name: str) -> Table:
     """The live table, or a shadow of it under another name."""
-    time = DateTime(timezone=True)
-    columns = Table(
-        name,
-        MetaData(),
-        Column("template_id", Uuid, primary_key=True),
-        Column("shop_number", BigInteger, nullable=False),
-        Column("name", Text, nullable=False),
-        Column("source", Text, nullable=False),
-        Column("target", Text, nullable=False),
-        Column("goods", Text),
-        Column("discount", JSONB, nullable=False),
-        Column("receive_rule", JSONB, nullable=False),
-        Column("consume_rule", JSONB, nullable=False),
-        Column("valid_from", time, nullable=False),
-        Column("valid_until", time, nullable=False),
-        Column("stock", BigInteger, nullable=False),
-        Column("reason", Text),
-        Column("ended_at", time),
-        Column("version", BigInteger, nullable=False),
-        Column("position", BigInteger, nullable=False),
-    )
-    Index(f"{name}_shop_idx", columns.c.shop_number, columns.c.template_id)
-    Index(f"{name}_shop_end_idx", columns.c.shop_number, columns.c.valid_until, columns.c.template_id)
-    return columns
+    table = Table(name, MetaData(), *columns_of(TemplateRow, key=("template_id",)))
+    Index(f"{name}_shop_idx", table.c.shop_number, table.c.template_id)
+    Index(f"{name}_shop_end_idx", table.c.shop_number, table.c.valid_until, table.c.template_id)
+    return table
 
 
 LIVE = in_schema(table(NAME))
@@ -83,27 +71,6 @@ LIVE = in_schema(table(NAME))
 # a join: only so does PostgreSQL know that the rows still come in the order of the index.
 CLOCK = select(literal_column("{schema}.now_utc()").label("as_of")).cte("clock").prefix_with("MATERIALIZED")
 AS_OF = select(CLOCK.c.as_of).scalar_subquery().label("as_of")
-
-
-class TemplateRow(Struct, frozen=True, kw_only=True, gc=False):
-    """One row, column by column; `position` is that of the event that last changed it."""
-
-    template_id: UUID
-    shop_number: int
-    name: str
-    source: str
-    target: str
-    goods: str | None
-    discount: Discount
-    receive_rule: ReceiveRule
-    consume_rule: ConsumeRule
-    valid_from: datetime
-    valid_until: datetime
-    stock: int
-    reason: EndReason | None = None
-    ended_at: datetime | None = None
-    version: int
-    position: int
 
 
 class TemplateView(TemplateRow, frozen=True, kw_only=True):

@@ -12,7 +12,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 from psycopg import Connection
 from psycopg.rows import TupleRow
-from sqlalchemy import BigInteger, Column, Date, MetaData, Select, Table, select
+from sqlalchemy import MetaData, Select, Table, select
 
 from coupon_clock.domain import rules
 from coupon_clock.domain.events import Created, Ended, EndReason, Event, StockIncreased, ValidityChanged
@@ -20,28 +20,11 @@ from coupon_clock.infrastructure.event_store.store import Envelope
 from coupon_clock.infrastructure.postgres.database import Schema
 from coupon_clock.projections.engine.projection import Key, Projection, same_shape
 from coupon_clock.projections.engine.query_validation import LARGEST_PAGE, limit_problems, of_type, shop_problems
-from coupon_clock.projections.engine.tables import in_schema, selected
+from coupon_clock.projections.engine.tables import columns_of, in_schema, selected
 
 NAME = "shop_month"
 FOLD_VERSION = 1
 MICROSECOND = timedelta(microseconds=1)
-
-
-def table(name: str) -> Table:
-    """The live table, or a shadow of it under another name."""
-    return Table(
-        name,
-        MetaData(),
-        Column("shop_number", BigInteger, primary_key=True, autoincrement=False),
-        Column("month", Date, primary_key=True),
-        Column("created", BigInteger, nullable=False),
-        Column("expired", BigInteger, nullable=False),
-        Column("terminated", BigInteger, nullable=False),
-        Column("stock_issued", BigInteger, nullable=False),
-        Column("lateness_sum", BigInteger, nullable=False),
-        Column("lateness_max", BigInteger, nullable=False),
-        Column("position", BigInteger, nullable=False),
-    )
 
 
 class ShopMonth(Struct, frozen=True, kw_only=True, gc=False):
@@ -58,6 +41,11 @@ class ShopMonth(Struct, frozen=True, kw_only=True, gc=False):
     lateness_sum: int = 0
     lateness_max: int = 0
     position: int = 0
+
+
+def table(name: str) -> Table:
+    """The live table, or a shadow of it under another name."""
+    return Table(name, MetaData(), *columns_of(ShopMonth, key=("shop_number", "month")))
 
 
 # ── fold ─────────────────────────────────────────────────────────────────────────────────────────

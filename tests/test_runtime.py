@@ -31,8 +31,9 @@ def shop() -> ModuleType:
 
 @pytest.fixture
 def orders(shop: ModuleType, database_url: str) -> Iterator[Runtime]:
+    """Without prepared endings, so that the decider decides when the time has come."""
     with shop.open_orders(database_url=database_url) as orders:
-        yield orders
+        yield with_decider(orders, shop, prepares_ending=False)
 
 
 def placed(orders: Runtime, shop: ModuleType, count: int) -> list[UUID]:
@@ -115,7 +116,7 @@ def test_a_look_whose_id_is_not_its_own_each_time_is_named(shop, orders):
     stuck = with_decider(
         orders,
         shop,
-        due_command=lambda order_id: shop.CancelUnpaidOrder(
+        due_command=lambda order_id, _: shop.CancelUnpaidOrder(
             command_id=uuid5(NAMESPACE_OID, str(order_id)), order_id=order_id
         ),
         due_at=lambda state: state.pay_until,
@@ -141,7 +142,8 @@ def test_a_stream_that_cannot_be_looked_at_is_not_tried_again_without_pause(shop
 
 def test_a_decider_that_decides_nothing_when_due_is_named_and_its_message_set_aside(database_url):
     shop = example("order_timeout")
-    with shop.open_orders(database_url=database_url) as orders:
+    with shop.open_orders(database_url=database_url) as opened:
+        orders = with_decider(opened, shop, prepares_ending=False)
         clock = ManualClock(orders.settings, MORNING)
         order = shop.PlaceOrder(command_id=uuid4(), order_id=uuid4(), amount=1000)
         due_at = MORNING + shop.PAYMENT_TIME
@@ -149,7 +151,7 @@ def test_a_decider_that_decides_nothing_when_due_is_named_and_its_message_set_as
         assert orders.handle_due([order.order_id], "reconciler").results == [NotDue(due_at)]
 
         clock.set(due_at)
-        idle = replace(shop.ORDERS, decide=lambda order, command, now: [])
+        idle = replace(orders.decider, decide=lambda order, command, now: [])
         forgetful = Runtime(orders.database, idle, shop.Event)
         parts = forgetful.parts(MemoryBroker())
         parts.relay.run_once()

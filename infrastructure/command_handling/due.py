@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Generic, Literal, NamedTuple
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from coupon_clock.domain.decider import Command, Decider, Event, State
 from coupon_clock.domain.errors import CouponClockError
@@ -114,7 +114,7 @@ class DueHandler(Generic[State, Command, Event]):
         handled: dict[UUID, HandledStream] = {}
         for start in range(0, len(due), FALLBACK):
             part = due[start : start + FALLBACK]
-            commands = [self._decider.due_command(each.stream_id) for each in part]
+            commands = [self._decider.due_command(each.stream_id, uuid4()) for each in part]
             for each, executed in zip(part, self._commands.handle_many(commands, cause, DUE_WAIT), strict=True):
                 handled[each.stream_id] = outcome = handled_stream(executed)
                 if outcome.error is None and not outcome.ended and outcome.due_at != each.due_at:

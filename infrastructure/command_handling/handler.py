@@ -274,19 +274,18 @@ class Stream(Generic[State, Command, Event]):
         return replace(decided, position=self._position(decided.version))
 
     def _decided(self, command: Command) -> Executed[Event]:
-        self._decider.admit(self._state, command)
         refuse_unstorable(command.command_id, command.actor, command.expected_version)
         version = self._loaded_version + len(self.new_events)
         if earlier := list(self._recorded_under(command.command_id)):
             events = tuple(event for _, event in earlier)
-            if not self._decider.has_content_of(events, command):
+            if not self._decider.has_content_of(self._state, events, command):
                 raise CommandConflict(command.command_id, self._stream_id, "the id was used for another command")
             return Executed(self._stream_id, earlier[-1][0], 0, events, self._now, self.due_at, repeated=True)
+        was_due_at = self.due_at
+        new = self._decider.decide(self._state, command, self._now)
         if command.expected_version not in (None, version):
             reason = f"it expected version {command.expected_version}, the stream is at {version}"
             raise CommandConflict(command.command_id, self._stream_id, reason)
-        was_due_at = self.due_at
-        new = self._decider.decide(self._state, command, self._now)
         self._become(new)
         self.new_events += [(event, command) for event in new]
         return Executed(self._stream_id, version + len(new), 0, tuple(new), self._now, was_due_at)

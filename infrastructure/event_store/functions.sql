@@ -27,7 +27,9 @@ BEGIN
         PERFORM set_config('lock_timeout', extract(milliseconds FROM longest_wait)::int::text, true);
     END IF;
 
-    IF ids[1] = ids[cardinality(ids)] THEN
+    IF versions[1] = 1 AND ids[1] = ids[cardinality(ids)] THEN
+        NULL;  -- a new stream has no alarm
+    ELSIF ids[1] = ids[cardinality(ids)] THEN
         SELECT alarm.due_at INTO held_due_at FROM {schema}.alarm WHERE alarm.stream_id = ids[1] FOR NO KEY UPDATE;
         IF held_due_at > decided_at AND held_due_at <= {schema}.now_utc() THEN
             became_due := ARRAY[ids[1]];

@@ -1,14 +1,19 @@
 """Rows of a projection in PostgreSQL: tables, rows in, rows out. Statements are derived from the table, once each."""
 
 from collections.abc import Callable, Iterable, Sequence
+from datetime import date, datetime
 from functools import cache
-from typing import Any, NamedTuple
+from types import NoneType
+from typing import Any, NamedTuple, get_args
+from uuid import UUID
 
 import msgspec
+from msgspec import Struct
+from msgspec.structs import FieldInfo, fields
 from psycopg import Connection
 from psycopg.rows import TupleRow, dict_row
-from sqlalchemy import MetaData, Select, Table
-from sqlalchemy.dialects.postgresql import psycopg
+from sqlalchemy import BigInteger, Column, Date, DateTime, MetaData, Select, Table, Text, Uuid
+from sqlalchemy.dialects.postgresql import JSONB, psycopg
 from sqlalchemy.schema import AddConstraint, CreateColumn, CreateIndex, CreateTable
 from sqlalchemy.sql.elements import quoted_name
 from sqlalchemy.sql.expression import ClauseElement
@@ -19,6 +24,30 @@ from coupon_clock.projections.engine.projection import Key, Projection, Row
 DIALECT = psycopg.dialect()  # type: ignore[no-untyped-call]
 
 BEGIN = "INSERT INTO {schema}.checkpoint (name, position, fold_version) VALUES (%s, 0, %s) ON CONFLICT DO NOTHING"
+
+
+COLUMN_TYPES: dict[object, Any] = {
+    UUID: Uuid,
+    int: BigInteger,
+    str: Text,
+    datetime: DateTime(timezone=True),
+    date: Date,
+}
+
+
+def columns_of(row: type[Struct], key: Sequence[str]) -> list[Column[Any]]:
+    """A column for each field of `row`: NOT NULL unless it may be None, jsonb for what has fields itself."""
+
+    def column(field: FieldInfo) -> Column[Any]:
+        types = [each for each in get_args(field.type) or (field.type,) if each is not NoneType]
+        is_text = isinstance(types[0], type) and issubclass(types[0], str)
+        column_type = Text if is_text else COLUMN_TYPES.get(types[0], JSONB)
+        is_key = field.name in key
+        return Column(
+            field.name, column_type, primary_key=is_key, autoincrement=False, nullable=NoneType in get_args(field.type)
+        )
+
+    return [column(field) for field in fields(row)]
 
 
 def in_schema(table: Table) -> Table:

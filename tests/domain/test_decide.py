@@ -258,7 +258,7 @@ def test_even_a_full_stream_can_end():
     ids=name,
 )
 def test_a_command_knows_what_it_led_to(command, events):
-    assert has_content_of(events, command)
+    assert has_content_of(fold([created()]), events, command)
 
 
 @pytest.mark.parametrize(
@@ -277,18 +277,18 @@ def test_a_command_knows_what_it_led_to(command, events):
     ids=name,
 )
 def test_a_command_does_not_claim_what_another_led_to(command, events):
-    assert not has_content_of(events, command)
+    assert not has_content_of(fold([created()]), events, command)
 
 
 def test_the_same_times_in_another_zone_are_the_same_content():
     tokyo = ZoneInfo("Asia/Tokyo")
     again = change(TEMPLATE, until=EVENING.astimezone(tokyo), valid_from=MORNING.astimezone(tokyo))
-    assert has_content_of([CHANGED], again)
+    assert has_content_of(fold([created()]), [CHANGED], again)
 
 
 def test_a_wrong_type_is_refused_also_where_the_id_is_known():
     with pytest.raises(InvalidCommand):
-        has_content_of([CHANGED], change(TEMPLATE, until=None))
+        has_content_of(fold([created()]), [CHANGED], change(TEMPLATE, until=None))
 
 
 # ── is it over? is it usable? ────────────────────────────────────────────────────────────────────

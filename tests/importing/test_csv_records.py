@@ -73,7 +73,7 @@ def test_only_a_header_is_no_templates():
     [
         (lambda header: header.replace(b"stock", b"colour"), "column 'colour' is unknown, column 'stock' is missing"),
         (lambda header: header.replace(b"goods", b"name"), "column 'name' is repeated"),
-        (lambda header: header.replace(b",", b";"), "is unknown, column 'command_id' is missing"),
+        (lambda header: header.replace(b",", b";"), "is unknown, column 'template_id' is missing"),
         (lambda header: header.replace(b"name", b'"name'), "a quote that is opened here is not closed"),
         (lambda header: header.decode().encode("utf-16"), "it is not UTF-8"),
         (lambda header: b"\n", "the file is empty"),

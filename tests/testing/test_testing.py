@@ -199,9 +199,11 @@ def test_another_database_of_a_server_is_reached_as_the_first(server):
 def test_a_look_that_keeps_failing_ends_the_run_with_its_reason(database_url):
     shop = example("order_timeout")
     order = shop.PlaceOrder(command_id=uuid4(), order_id=uuid4(), amount=1000)
-    with shop.open_orders(database_url=database_url, reconcile_grace=0) as orders:
+    unprepared = replace(shop.ORDERS, prepares_ending=False)
+    with shop.open_orders(database_url=database_url, reconcile_grace=0) as opened:
+        orders = Runtime(opened.database, unprepared, shop.Event)
         given(TestRuntime(orders, MORNING), order)
-        idle = replace(shop.ORDERS, decide=lambda order, command, now: [])
+        idle = replace(unprepared, decide=lambda order, command, now: [])
         with Runtime.open(orders.settings, idle, shop.Event) as runtime:
             forgetful = TestRuntime(runtime, MORNING + shop.PAYMENT_TIME)
             with pytest.raises(AssertionError, match=f"1 of the streams .* fail: Stream {order.order_id} was due at"):
