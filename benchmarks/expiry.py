@@ -21,7 +21,8 @@ from raw_rocketmq import lateness, send
 
 from coupon_clock.app import Application, Settings
 from coupon_clock.domain.events import Ended
-from coupon_clock.infrastructure.event_store.store import Append, Appended, Conflict, NewEvent
+from coupon_clock.infrastructure.event_store.recorder import DueStream
+from coupon_clock.infrastructure.event_store.store import Append, Appended, Busy, Conflict
 from coupon_clock.infrastructure.loop import tune_interpreter
 from coupon_clock.infrastructure.scheduling.reconciler import Reconciler
 from coupon_clock.infrastructure.scheduling.relay import Relay
@@ -118,7 +119,7 @@ def idle_reconciler(running: LocalServers) -> Iterator[Figure]:
     ):
         for statement in IDLE_TABLES:
             connection.execute(statement)
-        reconciler = Reconciler(app.runtime.alarms, app.runtime.handle_due, timedelta(seconds=1))
+        reconciler = Reconciler(app.runtime.handle_due, timedelta(seconds=1))
         ours = median(seconds(reconciler.run_once) for _ in range(IDLE_ROUNDS))
         plain = median(seconds(lambda: connection.execute(IDLE_UPDATE)) for _ in range(IDLE_ROUNDS))
     yield at_most(f"idle reconciler over {IDLE_ALARMS:,} alarms, median", 1_000 * ours, "ms", 1, 1_000 * plain)
@@ -172,31 +173,46 @@ def ended(app: Application, ends: Sequence[datetime]) -> list[float]:
 
 
 class Commits:
-    """Stands before the store's append, and notes PostgreSQL's time after each that ended something."""
+    """Stands before every way in which an end is stored, and notes PostgreSQL's time after each that ended something."""
 
     def __init__(self, app: Application) -> None:
-        self.endings = 0
-        self._append = app.store.append
         self._clock = psycopg.connect(app.settings.database(), autocommit=True)
-        self._noted: list[tuple[datetime, NewEvent[Any]]] = []
+        self._late: list[float] = []
+        self._causes: Counter[str] = Counter()
+        self._append = app.store.append
+        self._end_due = app.store.recorder.end_due
         app.store.append = self.append  # type: ignore[method-assign]
+        app.store.recorder.end_due = self.end_due  # type: ignore[method-assign]
+
+    @property
+    def endings(self) -> int:
+        return len(self._late)
 
     def append(
-        self, appends: Sequence[Append[Any]], longest_wait: timedelta | None = None, **options: bool
-    ) -> list[Appended | Conflict]:
-        answers = self._append(appends, longest_wait, **options)
-        (now,) = self._clock.execute("SELECT coupon_clock.now_utc()", prepare=True).fetchone() or (None,)
-        stored = [a for a, answer in zip(appends, answers, strict=True) if isinstance(answer, Appended)]
-        ends = [(now, append.events[-1]) for append in stored if isinstance(append.events[-1].event, Ended)]
-        self._noted += ends
-        self.endings += len(ends)
-        return answers
+        self, appends: Sequence[Append[Any]], *arguments: Any, **options: Any
+    ) -> list[Appended | Conflict | Busy]:
+        outcomes = self._append(appends, *arguments, **options)
+        stored = [a.events[-1] for a, each in zip(appends, outcomes, strict=True) if isinstance(each, Appended)]
+        ends = [new for new in stored if isinstance(new.event, Ended)]
+        self._note([new.event.ended_at for new in ends], f"decided, {ends[0].cause}" if ends else "")
+        return outcomes
+
+    def end_due(self, *arguments: Any) -> list[DueStream]:
+        page = self._end_due(*arguments)
+        self._note([each.due_at for each in page if each.recorded_at is not None], f"prepared, {arguments[3]}")
+        return page
 
     def lateness(self) -> list[float]:
-        return [(at - new.event.ended_at).total_seconds() for at, new in self._noted]
+        return self._late
 
     def by_cause(self) -> dict[str, int]:
-        return Counter(new.cause for _, new in self._noted)
+        return self._causes
+
+    def _note(self, ends: Sequence[datetime], cause: str) -> None:
+        if ends:
+            (now,) = self._clock.execute("SELECT coupon_clock.now_utc()", prepare=True).fetchone() or (None,)
+            self._late += [(now - end).total_seconds() for end in ends]
+            self._causes[cause] += len(ends)
 
 
 MEASURES = {

@@ -14,7 +14,7 @@ from coupon_clock.infrastructure.event_store.recorder import DueStream
 from coupon_clock.infrastructure.event_store.store import EventStore
 from coupon_clock.infrastructure.postgres.errors import TimedOut
 
-PAGE = 1_000
+PAGE = 2_000
 FALLBACK = 100
 """Streams that are loaded and decided in one transaction: they may be long."""
 DUE_WAIT = timedelta(milliseconds=200)

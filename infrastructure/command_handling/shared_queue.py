@@ -117,9 +117,9 @@ class SharedQueue(Generic[State, Command, DecidedEvent]):
             with self._changed:
                 if ticket in self._queue:
                     self._queue.remove(ticket)
-                    return TimedOut("too many commands wait")
+                    raise TimedOut(f"the command waited {self._limit_s:g} s for its turn")
             if not ticket.done.wait(self._limit_s):
-                return OutcomeUnknown(ticket.command.command_id)
+                raise OutcomeUnknown(ticket.command.command_id)
         assert ticket.outcome is not None
         return ticket.outcome
 
