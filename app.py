@@ -66,7 +66,7 @@ from coupon_clock.projections.engine import tables
 from coupon_clock.projections.engine.projection import Projection
 from coupon_clock.projections.engine.projection import position as rows_are_at
 from coupon_clock.projections.engine.projector import Projector
-from coupon_clock.projections.engine.query_validation import template_problems
+from coupon_clock.projections.query_validation import template_problems
 from coupon_clock.projections.rebuild.dry_run import DryRun, dry_run
 from coupon_clock.projections.rebuild.rebuild import Progress, RebuildOptions, Rebuilt, in_silence, rebuild
 from coupon_clock.projections.registry import PROJECTIONS, projection_named

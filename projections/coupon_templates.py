@@ -34,14 +34,14 @@ from coupon_clock.domain.rules import Problems
 from coupon_clock.infrastructure.event_store.store import Envelope
 from coupon_clock.infrastructure.postgres.database import Schema
 from coupon_clock.projections.engine.projection import Projection, same_shape
-from coupon_clock.projections.engine.query_validation import (
+from coupon_clock.projections.engine.tables import in_schema, selected
+from coupon_clock.projections.query_validation import (
     LARGEST_PAGE,
     limit_problems,
     of_type,
     shop_problems,
     template_problems,
 )
-from coupon_clock.projections.engine.tables import in_schema, selected
 
 NAME = "coupon_template"
 FOLD_VERSION = 1

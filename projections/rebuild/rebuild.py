@@ -30,8 +30,8 @@ from coupon_clock.projections.engine.projector import Projector
 from coupon_clock.projections.engine.tables import complete, create_bare
 from coupon_clock.projections.rebuild import replay
 from coupon_clock.projections.rebuild.replay import Pace, Replay
-from coupon_clock.projections.rebuild.replay_process import Job, Workers, workers
 from coupon_clock.projections.rebuild.swap import OldTableInUse, clear_away, exists, holders, swap
+from coupon_clock.projections.rebuild.workers import Job, Workers, workers
 
 CATCH_UP_BATCH = 10_000
 WORTH_A_PROCESS = 200_000

@@ -29,8 +29,8 @@ from coupon_clock.projections.rebuild.rebuild import (
     only_rebuild,
 )
 from coupon_clock.projections.rebuild.replay import Pace
-from coupon_clock.projections.rebuild.replay_process import workers
 from coupon_clock.projections.rebuild.swap import OldTableInUse, swap
+from coupon_clock.projections.rebuild.workers import workers
 from coupon_clock.projections.registry import PROJECTIONS
 from deadlines import eventually
 from examples import EVENING, SHOP, a_template, increase
