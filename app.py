@@ -68,7 +68,7 @@ from coupon_clock.projections.engine.projection import position as rows_are_at
 from coupon_clock.projections.engine.projector import Projector
 from coupon_clock.projections.query_validation import template_problems
 from coupon_clock.projections.rebuild.dry_run import DryRun, dry_run
-from coupon_clock.projections.rebuild.rebuild import Progress, RebuildOptions, Rebuilt, in_silence, rebuild
+from coupon_clock.projections.rebuild.rebuild import Progress, RebuildOptions, Rebuilt, no_progress, rebuild
 from coupon_clock.projections.registry import PROJECTIONS, projection_named
 from coupon_clock.projections.shop_months import SHOP_MONTHS, MonthsPage
 from coupon_clock.runtime import FOLLOW_POLL_S, Runtime
@@ -255,7 +255,7 @@ class Application:
     # ── the read model, from the log ─────────────────────────────────────────────────────────────
 
     def rebuild(
-        self, name: str = TEMPLATE_ROWS.name, options: RebuildOptions = NO_OPTIONS, progress: Progress = in_silence
+        self, name: str = TEMPLATE_ROWS.name, options: RebuildOptions = NO_OPTIONS, progress: Progress = no_progress
     ) -> Rebuilt:
         """Replays the log into new rows of that projection and swaps them in. `progress(step, done, total)`, in events.
 
@@ -264,7 +264,7 @@ class Application:
         """
         return rebuild(self.store, projection_named(name), options, progress)
 
-    def dry_run(self, name: str = TEMPLATE_ROWS.name, progress: Progress = in_silence) -> DryRun:
+    def dry_run(self, name: str = TEMPLATE_ROWS.name, progress: Progress = no_progress) -> DryRun:
         """Reads and folds what a rebuild would, and writes nothing. Raises as `rebuild` does."""
         return dry_run(self.store, projection_named(name), progress)
 
