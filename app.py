@@ -2,7 +2,7 @@
 runtime.py, and nowhere else."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from datetime import date, datetime, timedelta
 from threading import Event as StopEvent
 from time import monotonic, sleep
@@ -10,7 +10,6 @@ from types import TracebackType
 from typing import Any, Literal, Self, get_args
 from uuid import UUID
 
-import structlog
 from msgspec import Struct
 from psycopg import Connection
 from psycopg.rows import TupleRow
@@ -53,15 +52,12 @@ from coupon_clock.infrastructure.command_handling.handler import Executed
 from coupon_clock.infrastructure.event_store.migrations import SchemaMissing
 from coupon_clock.infrastructure.event_store.safety import UnsafeLog
 from coupon_clock.infrastructure.event_store.store import Envelope, UnreadableEvent
-from coupon_clock.infrastructure.loop import Counts, Loop, join, start
 from coupon_clock.infrastructure.messaging.broker import Broker, BrokerMisconfigured
 from coupon_clock.infrastructure.messaging.memory_broker import MemoryBroker
 from coupon_clock.infrastructure.messaging.rejected import Rejected
 from coupon_clock.infrastructure.postgres.caller_transaction import UnusableTransaction
-from coupon_clock.infrastructure.postgres.database import Schema, connect
 from coupon_clock.infrastructure.postgres.errors import DatabaseUnavailable
 from coupon_clock.infrastructure.scheduling.due_result import DueResult
-from coupon_clock.infrastructure.scheduling.expiry_consumer import ExpiryConsumer
 from coupon_clock.infrastructure.settings import Settings, UnusableSettings
 from coupon_clock.maintenance.repair import repair_alarms
 from coupon_clock.maintenance.verify.promise import Lateness, Report, Violation, check
@@ -70,11 +66,9 @@ from coupon_clock.maintenance.verify.stored_rows import Difference
 from coupon_clock.projections import coupon_templates as read_model
 from coupon_clock.projections import shop_months
 from coupon_clock.projections.coupon_templates import TEMPLATE_ROWS, Filters, Page, TemplateRow, TemplateView
-from coupon_clock.projections.engine import tables
 from coupon_clock.projections.engine.projection import Projection, ReadModelOutdated
 from coupon_clock.projections.engine.projection import position as rows_are_at
-from coupon_clock.projections.engine.projector import Projector
-from coupon_clock.projections.engine.query_validation import template_problems
+from coupon_clock.projections.query_validation import template_problems
 from coupon_clock.projections.rebuild.dry_run import DryRun, dry_run
 from coupon_clock.projections.rebuild.rebuild import (
     Progress,
@@ -83,12 +77,12 @@ from coupon_clock.projections.rebuild.rebuild import (
     Rebuilt,
     ShadowOfOtherFold,
     SwapBlocked,
-    in_silence,
+    no_progress,
     rebuild,
 )
 from coupon_clock.projections.registry import PROJECTIONS, UnknownProjection, projection_named
 from coupon_clock.projections.shop_months import SHOP_MONTHS, MonthsPage, ShopMonth
-from coupon_clock.runtime import FOLLOW_POLL_S, RolesTornApart, Runtime, UnknownRole
+from coupon_clock.runtime import ROLES, Role, RolesTornApart, Runtime, UnknownRole
 
 __all__ = [
     "Application",
@@ -153,19 +147,13 @@ __all__ = [
     "Violation",
 ]
 
-Role = Literal["relay", "consumer", "reconciler", "projector"]
-ROLES: tuple[Role, ...] = ("relay", "consumer", "reconciler", "projector")
-
 SHOP_COMMANDS = get_args(ShopCommand)
 
 READ_POLL_S = 0.005
-LONGEST_REST_S = 0.5
 
 NO_FILTERS = Filters()
 NO_OPTIONS = RebuildOptions()
 ALL_STREAMS = Part()
-
-log = structlog.get_logger()
 
 
 class Outcome(Struct, frozen=True, gc=False):
@@ -189,17 +177,12 @@ class Application:
     @classmethod
     def open(cls, settings: Settings | None = None) -> Self:
         """Checks the schema; starts nothing. Raises UnusableSettings, DatabaseUnavailable, SchemaMissing, UnsafeLog."""
-        return cls(Runtime.open(settings or Settings.load(), COUPON_TEMPLATES, StoredEvent))
+        return cls(Runtime.open(settings or Settings.load(), COUPON_TEMPLATES, StoredEvent, PROJECTIONS))
 
     @staticmethod
     def migrate(settings: Settings) -> list[int]:
         """Makes or updates the tables; answers with the numbers of the migrations that ran."""
-        numbers = Runtime.migrate(settings)
-        schema = Schema(settings.database_schema)
-        with connect(settings) as connection:
-            for projection in PROJECTIONS:
-                tables.create(connection, schema, projection)
-        return numbers
+        return Runtime.migrate(settings, PROJECTIONS)
 
     def __enter__(self) -> Self:
         return self
@@ -321,7 +304,7 @@ class Application:
     # ── the read model, from the log ─────────────────────────────────────────────────────────────
 
     def rebuild(
-        self, name: str = TEMPLATE_ROWS.name, options: RebuildOptions = NO_OPTIONS, progress: Progress = in_silence
+        self, name: str = TEMPLATE_ROWS.name, options: RebuildOptions = NO_OPTIONS, progress: Progress = no_progress
     ) -> Rebuilt:
         """Replays the log into new rows of that projection and swaps them in. `progress(step, done, total)`, in events.
 
@@ -330,7 +313,7 @@ class Application:
         """
         return rebuild(self.store, projection_named(name), options, progress)
 
-    def dry_run(self, name: str = TEMPLATE_ROWS.name, progress: Progress = in_silence) -> DryRun:
+    def dry_run(self, name: str = TEMPLATE_ROWS.name, progress: Progress = no_progress) -> DryRun:
         """Reads and folds what a rebuild would, and writes nothing. Raises as `rebuild` does."""
         return dry_run(self.store, projection_named(name), progress)
 
@@ -393,32 +376,8 @@ class Application:
         `broker`: by default the one of the settings; closed at the end.
         Raises UnknownRole, RolesTornApart, BrokerMisconfigured.
         """
-        that_end = [role for role in roles if role != "projector"]
-        with (
-            self.runtime.running(that_end, broker) as parts,
-            self._projecting(parts.consumer) if "projector" in roles else nullcontext(),
-        ):
+        with self.runtime.running(roles, broker):
             yield
-
-    def projectors(self) -> list[Projector]:
-        """One for each projection; each has a `run_once`."""
-        return [Projector(self.store, projection) for projection in PROJECTIONS]
-
-    @contextmanager
-    def _projecting(self, consumer: ExpiryConsumer) -> Iterator[None]:
-        projectors, stop = self.projectors(), StopEvent()
-        threads = start([self._loop(projector, consumer) for projector in projectors], stop)
-        try:
-            yield
-        finally:
-            stop.set()
-            self.runtime.log_grew.notify()
-            join(threads)
-            release(projectors)
-
-    def _loop(self, projector: Projector, consumer: ExpiryConsumer) -> Loop:
-        wait = projector.paced(self.runtime.log_grew.subscribe())
-        return Loop("projector", yield_to_expiry(projector, consumer), FOLLOW_POLL_S, wait)
 
     # ── what the above needs ─────────────────────────────────────────────────────────────────────
 
@@ -443,25 +402,6 @@ class Application:
             if monotonic() >= deadline:
                 raise ReadModelBehind(position, at_least)
             sleep(READ_POLL_S)
-
-
-def yield_to_expiry(projector: Projector, consumer: ExpiryConsumer) -> Callable[[], Counts]:
-    """Endings first: both need the interpreter, and rows can wait for the moment that a thousand ends take."""
-
-    def run_once() -> Counts:
-        consumer.wait_until_idle(LONGEST_REST_S)
-        return projector.run_once()
-
-    return run_once
-
-
-def release(projectors: Sequence[Projector]) -> None:
-    """At a clean stop: other processes take over at once."""
-    try:
-        for projector in projectors:
-            projector.release()
-    except CouponClockError as error:
-        log.warning("not released", action="stop", why=str(error))
 
 
 # ── the domain, as the parts see it ──────────────────────────────────────────────────────────────

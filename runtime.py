@@ -51,16 +51,20 @@ from coupon_clock.infrastructure.scheduling.expiry_consumer import ExpiryConsume
 from coupon_clock.infrastructure.scheduling.reconciler import Reconciler
 from coupon_clock.infrastructure.scheduling.relay import Relay
 from coupon_clock.infrastructure.settings import Settings
+from coupon_clock.projections.engine import tables
+from coupon_clock.projections.engine.projection import Projection
+from coupon_clock.projections.engine.projector import Projector
 
 __all__ = ["Decider", "Envelope", "Executed", "Parts", "Role", "Runtime", "Settings"]
 
-Role = Literal["relay", "consumer", "reconciler"]
-ROLES: tuple[Role, ...] = ("relay", "consumer", "reconciler")
+Role = Literal["relay", "consumer", "reconciler", "projector"]
+ROLES: tuple[Role, ...] = ("relay", "consumer", "reconciler", "projector")
 
 NO_GRACE = timedelta(0)
 ENDED_NOW, ENDED_BEFORE = Completed(ended_now=True), Completed(ended_now=False)
 RELAY_POLL_S = 0.2
 FOLLOW_POLL_S = 0.05
+LONGEST_YIELD_S = 0.5
 REARM_BATCH = 5_000
 
 log = structlog.get_logger()
@@ -79,33 +83,44 @@ class UnknownRole(CouponClockError):
 
 
 class Parts(Struct, frozen=True):
-    """What acts when an alarm is due. Each has a `run_once`."""
+    """What acts when an alarm is due, and what follows the log. Each has a `run_once`."""
 
     relay: Relay
     consumer: ExpiryConsumer
     reconciler: Reconciler
+    projectors: tuple[Projector, ...]
 
     def run_once(self) -> Counts:
-        """One tick of each, in the order in which an alarm passes them."""
-        return self.relay.run_once() + self.consumer.run_once() + self.reconciler.run_once()
+        """One tick of each, in the order in which an alarm and its end pass them."""
+        ended = self.relay.run_once() + self.consumer.run_once() + self.reconciler.run_once()
+        return sum((projector.run_once() for projector in self.projectors), ended)
 
     def finish(self) -> None:
         """At a clean stop: acknowledges what is done, and frees what other processes may take over."""
-        try:
+        with failure_logged():
             while self.consumer.acknowledge(0.0):
                 pass
             self.relay.release()
-        except CouponClockError as error:
-            log.warning("not released", action="stop", why=str(error))
+        with failure_logged():
+            for projector in self.projectors:
+                projector.release()
 
 
 class Runtime(Generic[State, Command, Event]):
-    """Safe to use from several threads. `stored_type`: the union of all event shapes in the log (docs/events.md)."""
+    """Safe to use from several threads. `stored_type`: the union of all event shapes in the log (docs/events.md).
+    `projections`: rows that the role projector keeps up to date (docs/projections.md)."""
 
-    def __init__(self, database: Database, decider: Decider[State, Command, Event], stored_type: Any) -> None:
+    def __init__(
+        self,
+        database: Database,
+        decider: Decider[State, Command, Event],
+        stored_type: Any,
+        projections: Sequence[Projection[Any]] = (),
+    ) -> None:
         self.settings = database.settings
         self.database = database
         self.decider = decider
+        self.projections = projections
         self.clock = ServerClock()
         self.store: EventStore[Event] = EventStore(database, self.clock, stored_type)
         self.alarms = Alarms(database)
@@ -118,11 +133,17 @@ class Runtime(Generic[State, Command, Event]):
         self._closing = StopEvent()
 
     @classmethod
-    def open(cls, settings: Settings, decider: Decider[State, Command, Event], stored_type: Any) -> Self:
+    def open(
+        cls,
+        settings: Settings,
+        decider: Decider[State, Command, Event],
+        stored_type: Any,
+        projections: Sequence[Projection[Any]] = (),
+    ) -> Self:
         """Checks the schema; starts nothing. Raises UnusableSettings, DatabaseUnavailable, SchemaMissing, UnsafeLog."""
         database = migrations.open_database(settings)
         try:
-            runtime = cls(database, decider, stored_type)
+            runtime = cls(database, decider, stored_type, projections)
             runtime._begin()
         except BaseException:
             database.close()
@@ -130,10 +151,15 @@ class Runtime(Generic[State, Command, Event]):
         return runtime
 
     @staticmethod
-    def migrate(settings: Settings) -> list[int]:
-        """Makes or updates log, alarms and what goes with them; answers with the migrations that ran."""
+    def migrate(settings: Settings, projections: Sequence[Projection[Any]] = ()) -> list[int]:
+        """Makes or updates log, alarms and what goes with them, and makes the tables of projections where they are
+        missing. Returns the numbers of the migrations that ran."""
+        schema = Schema(settings.database_schema)
         with connect(settings) as connection:
-            return migrations.migrate(connection, Schema(settings.database_schema))
+            numbers = migrations.migrate(connection, schema)
+            for projection in projections:
+                tables.create(connection, schema, projection)
+        return numbers
 
     def __enter__(self) -> Self:
         return self
@@ -237,6 +263,7 @@ class Runtime(Generic[State, Command, Event]):
         finally:
             stop.set()
             self._alarms_changed.notify()
+            self.log_grew.notify()
             join(others)
             parts.finish()
             broker.close()
@@ -250,7 +277,9 @@ class Runtime(Generic[State, Command, Event]):
             broker, self.alarms, self.rejected, self.handle_due, self.clock, lead, self.settings.max_held
         )
         relay = Relay(self.alarms, broker, self.clock, lead)
-        return Parts(relay, consumer, Reconciler(self.handle_due, grace))
+        reconciler = Reconciler(self.handle_due, grace)
+        projectors = tuple(Projector(self.store, projection) for projection in self.projections)
+        return Parts(relay, consumer, reconciler, projectors)
 
     def handle_due(self, stream_ids: Sequence[UUID], cause: DueCause, grace: timedelta = NO_GRACE) -> DueReport:
         """Ends all that was due `grace` ago, soonest first, reads PostgreSQL's time, and reports what came of these
@@ -288,11 +317,39 @@ class Runtime(Generic[State, Command, Event]):
                 return [Loop(role, step, 0, stop.wait) for step in (parts.consumer.act, parts.consumer.acknowledge)]
             case "reconciler":
                 return [Loop(role, parts.reconciler.run_once, self.settings.reconcile_interval, stop.wait)]
+            case "projector":
+                return [
+                    Loop(
+                        role,
+                        yield_to_expiry(projector, parts.consumer),
+                        FOLLOW_POLL_S,
+                        projector.paced(self.log_grew.subscribe()),
+                    )
+                    for projector in parts.projectors
+                ]
 
     def _appended(self, earliest_due_at: datetime | None) -> None:
         self.log_grew.notify()
         if earliest_due_at is not None:
             self._alarms_changed.notify()
+
+
+def yield_to_expiry(projector: Projector, consumer: ExpiryConsumer) -> Callable[[], Counts]:
+    """Endings first: both need the interpreter, and rows can wait for the moment that a thousand ends take."""
+
+    def run_once() -> Counts:
+        consumer.wait_until_idle(LONGEST_YIELD_S)
+        return projector.run_once()
+
+    return run_once
+
+
+@contextmanager
+def failure_logged() -> Iterator[None]:
+    try:
+        yield
+    except CouponClockError as error:
+        log.warning("not released", action="stop", why=str(error))
 
 
 def due_result(handled: HandledStream) -> DueResult:

@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from coupon_clock.app import ROLES, Application, Role
+from coupon_clock.app import Application
 from coupon_clock.domain.errors import CouponClockError
 from coupon_clock.importing.files import Format, format_of, line_count, opened
 from coupon_clock.importing.importer import Refused, Tally, import_records, records_of
@@ -30,6 +30,7 @@ from coupon_clock.maintenance.verify.rows import ALARM, Part
 from coupon_clock.maintenance.verify.stored_rows import Difference
 from coupon_clock.projections.rebuild.rebuild import RebuildOptions
 from coupon_clock.projections.registry import PROJECTIONS
+from coupon_clock.runtime import ROLES, Role
 
 FOUND_SOMETHING = 1
 WRONG_USE = 2

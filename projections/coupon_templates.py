@@ -32,14 +32,14 @@ from coupon_clock.domain.rules import Problems
 from coupon_clock.infrastructure.event_store.store import Envelope
 from coupon_clock.infrastructure.postgres.database import Schema
 from coupon_clock.projections.engine.projection import Projection, same_shape
-from coupon_clock.projections.engine.query_validation import (
+from coupon_clock.projections.engine.tables import columns_of, in_schema, selected
+from coupon_clock.projections.query_validation import (
     LARGEST_PAGE,
     limit_problems,
     of_type,
     shop_problems,
     template_problems,
 )
-from coupon_clock.projections.engine.tables import columns_of, in_schema, selected
 
 NAME = "coupon_template"
 FOLD_VERSION = 1
@@ -94,18 +94,18 @@ class TemplateView(TemplateRow, frozen=True, kw_only=True):
 
 def fold(row: TemplateRow | None, envelope: Envelope[Event]) -> TemplateRow:
     """The row after one more event: the same for the projector, a rebuild and a check."""
-    event = envelope.event
-    place: dict[str, Any] = {"version": envelope.version, "position": envelope.position}
+    event, version, position = envelope.event, envelope.version, envelope.position
     if isinstance(event, Created):
-        return TemplateRow(**msgspec.structs.asdict(event), **place)
+        return TemplateRow(**asdict(event), version=version, position=position)
     assert row is not None, "a stream begins with Created"
     match event:
         case StockIncreased():
-            return replace(row, stock=row.stock + event.by, **place)
+            return replace(row, stock=row.stock + event.by, version=version, position=position)
         case ValidityChanged():
-            return replace(row, valid_from=event.valid_from, valid_until=event.valid_until, **place)
+            valid_from, valid_until = event.valid_from, event.valid_until
+            return replace(row, valid_from=valid_from, valid_until=valid_until, version=version, position=position)
         case Ended():
-            return replace(row, reason=event.reason, ended_at=event.ended_at, **place)
+            return replace(row, reason=event.reason, ended_at=event.ended_at, version=version, position=position)
 
 
 TEMPLATE_ROWS: Projection[TemplateRow] = Projection(

@@ -19,8 +19,8 @@ from coupon_clock.domain.events import Created, Ended, EndReason, Event, StockIn
 from coupon_clock.infrastructure.event_store.store import Envelope
 from coupon_clock.infrastructure.postgres.database import Schema
 from coupon_clock.projections.engine.projection import Key, Projection, same_shape
-from coupon_clock.projections.engine.query_validation import LARGEST_PAGE, limit_problems, of_type, shop_problems
 from coupon_clock.projections.engine.tables import columns_of, in_schema, selected
+from coupon_clock.projections.query_validation import LARGEST_PAGE, limit_problems, of_type, shop_problems
 
 NAME = "shop_month"
 FOLD_VERSION = 1

@@ -89,7 +89,7 @@ def open_test_application(database_url: str, now: datetime, **settings: Any) -> 
     with TestApplication.open(given) as app:
         app.clock = clock
         app.reader = LogReader(app.store.recorder, 0)
-        app.ticks = [app.runtime.parts(MemoryBroker()).run_once, *(each.run_once for each in app.projectors())]
+        app.ticks = [app.runtime.parts(MemoryBroker()).run_once]
         yield app
 
 
@@ -152,7 +152,7 @@ class TestRuntime(Generic[Command, AnyEvent]):
         return self.runtime.execute(command)
 
     def run_due(self) -> Counts:
-        """Runs relay, consumer and reconciler until nothing is left to do at this time."""
+        """Runs relay, consumer, reconciler and projectors until nothing is left to do at this time."""
         return run_due(self.runtime, self._ticks)
 
     def happened(self) -> list[AnyEvent]:

@@ -3,49 +3,20 @@
 import os
 import signal
 import sys
-from collections.abc import Callable
-from typing import Any
+from typing import get_args
 
 from coupon_clock.app import Application
-from coupon_clock.projections.engine.projector import Projector
-from coupon_clock.projections.rebuild import rebuild, replay
-from coupon_clock.projections.rebuild.rebuild import Rebuild
-from coupon_clock.projections.rebuild.replay import Replay
+from coupon_clock.projections.rebuild.rebuild import RebuildOptions, rebuild
+from coupon_clock.projections.rebuild.run import Step
+from coupon_clock.projections.registry import projection_named
 
-STEPS: dict[str, tuple[Any, str]] = {
-    "preparing": (Rebuild, "prepare"),
-    "claiming": (Replay, "_claim"),
-    "noting a chunk as done": (Replay, "_write"),
-    "writing a chunk": (Replay, "run_once"),
-    "replaying": (Rebuild, "replay"),
-    "indexing": (Rebuild, "complete"),
-    "catching up a batch": (Projector, "run_once"),
-    "catching up": (Rebuild, "_catch_up"),
-    "swapping": (rebuild, "swap"),
-}
-
-
-INSTEAD = ("noting a chunk as done",)
-"""What is done just before the method, which is not done any more."""
-
-
-def die_after(owner: Any, name: str) -> None:
-    step: Callable[..., Any] = getattr(owner, name)
-
-    def dying(*arguments: Any, **named: Any) -> None:
-        step(*arguments, **named)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    setattr(owner, name, dying)
-
-
-def die_instead_of(owner: Any, name: str) -> None:
-    setattr(owner, name, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-
+STEPS: tuple[Step, ...] = get_args(Step)
 
 if __name__ == "__main__":
-    replay.EVENTS_A_CHUNK = 10
-    die = die_instead_of if sys.argv[1] in INSTEAD else die_after
-    die(*STEPS[sys.argv[1]])
+
+    def die(step: Step) -> None:
+        if step == sys.argv[1]:
+            os.kill(os.getpid(), signal.SIGKILL)
+
     with Application.open() as app:
-        app.rebuild(sys.argv[2])
+        rebuild(app.store, projection_named(sys.argv[2]), RebuildOptions(events_a_chunk=10), after_step=die)

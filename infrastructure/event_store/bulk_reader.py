@@ -15,12 +15,12 @@ from psycopg import Connection, IsolationLevel
 from psycopg.rows import TupleRow
 
 from coupon_clock.domain.decider import Event
-from coupon_clock.infrastructure.event_store.log_reader import RecordedEvent
 from coupon_clock.infrastructure.event_store.store import Envelope, EventStore
 from coupon_clock.infrastructure.postgres.database import Database, fetch_one
 from coupon_clock.infrastructure.postgres.errors import translate_errors
 
-COLUMNS = "originator_id, originator_version, topic, state, notification_id, recorded_at, command_id, cause, actor"
+# The fields of RecordedEvent, in their order; `topic` says nothing that is not in `state`.
+COLUMNS = "originator_id, originator_version, NULL, state, notification_id, recorded_at, command_id, cause, actor"
 TYPES = ("uuid", "int8", "text", "bytea", "int8", "timestamptz", "uuid", "text", "text")
 
 BY_STREAM = f"""
@@ -80,12 +80,8 @@ def streams(
 ) -> Iterator[Iterator[Stream[Event]]]:
     """Streams in order of their ids, oldest event first; reading on raises UnreadableEvent."""
     with copied(connection, store.database.sql(statement), TYPES, parameters) as stored:
-        yield grouped(store, stored)
-
-
-def grouped(store: EventStore[Event], stored: Iterator[tuple[Any, ...]]) -> Iterator[Stream[Event]]:
-    for stream_id, rows in groupby(stored, key=itemgetter(0)):
-        yield stream_id, [store.envelope(RecordedEvent._make(row)) for row in rows]
+        # As plain tuples: to make a RecordedEvent of each costs a tenth of all.
+        yield ((stream_id, list(map(store.envelope, rows))) for stream_id, rows in groupby(stored, key=itemgetter(0)))
 
 
 @contextmanager
@@ -94,7 +90,7 @@ def in_position_order(
 ) -> Iterator[Iterator[Envelope[Event]]]:
     """All events up to that position; reading on raises UnreadableEvent."""
     with copied(connection, store.database.sql(IN_POSITION_ORDER), TYPES, {"position": through}) as stored:
-        yield (store.envelope(RecordedEvent._make(row)) for row in stored)
+        yield map(store.envelope, stored)
 
 
 @contextmanager
@@ -103,8 +99,8 @@ def copied(
     statement: bytes,
     types: Sequence[str],
     parameters: Mapping[str, Any] | None = None,
-) -> Iterator[Iterator[tuple[Any, ...]]]:
-    """The rows of a COPY … TO STDOUT (FORMAT BINARY), as they come. What is not read by the end is given up."""
+) -> Iterator[Iterator[Any]]:
+    """The rows of a COPY … TO STDOUT (FORMAT BINARY), tuples, as they come. What is not read by the end is given up."""
     with connection.cursor() as cursor, cursor.copy(statement, parameters) as copy:
         copy.set_types(types)
         yield copy.rows()

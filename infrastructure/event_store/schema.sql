@@ -46,6 +46,17 @@ CREATE TABLE {schema}.checkpoint (
 );
 COMMENT ON COLUMN {schema}.checkpoint.step IS 'Of a rebuild that is under way: what it does next.';
 
+-- Whole streams, in order of their ids, which a rebuild folds into its shadow in one transaction; `events` once done.
+CREATE TABLE {schema}.rebuild_chunk (
+    number     bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    shadow     text   NOT NULL,
+    after      uuid,
+    through    uuid   NOT NULL,
+    planned    bigint NOT NULL,
+    claimed_by uuid,
+    events     bigint
+);
+
 CREATE TABLE {schema}.cluster_identity (
     only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
     identity text NOT NULL

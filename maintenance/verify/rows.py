@@ -24,15 +24,15 @@ from coupon_clock.infrastructure.event_store.bulk_reader import (
     SOME,
     MergeJoin,
     copied,
+    in_position_order,
     snapshot,
     streams,
 )
 from coupon_clock.infrastructure.event_store.store import Envelope, EventStore
 from coupon_clock.infrastructure.postgres.database import Schema
 from coupon_clock.maintenance.verify.stored_rows import Difference, StoredRows
+from coupon_clock.projections.engine.fold import folded, folded_by_key
 from coupon_clock.projections.engine.projection import Key, Projection, position
-from coupon_clock.projections.rebuild.dry_run import folded_by_key
-from coupon_clock.projections.rebuild.replay import folded
 
 ALARM = "alarm"
 
@@ -178,7 +178,9 @@ def _ids(
 def _differences_by_key(
     connection: Connection[TupleRow], store: EventStore[Event], projection: Projection[Any]
 ) -> Iterator[Difference]:
-    should_be = folded_by_key(connection, store, projection, position(connection, store.database.schema, projection))
+    checkpoint = position(connection, store.database.schema, projection)
+    with in_position_order(connection, store, checkpoint) as envelopes:
+        should_be = folded_by_key(projection, envelopes)
     stored = StoredRows(projection)
     with stored.rows(connection, store.database.schema, None) as rows:
         for row in rows:

@@ -12,7 +12,6 @@ from psycopg.rows import TupleRow
 from sqlalchemy import Table
 
 from coupon_clock.domain.errors import CouponClockError
-from coupon_clock.domain.events import Event
 from coupon_clock.infrastructure.event_store.store import Envelope
 from coupon_clock.infrastructure.postgres.database import Schema
 
@@ -33,8 +32,8 @@ class Projection(Struct, Generic[Row], frozen=True, kw_only=True):
     fold_version: int
     table: Callable[[str], Table]
     row: type[Row]
-    key: Callable[[Envelope[Event]], Key]
-    fold: Callable[[Row | None, Envelope[Event]], Row]
+    key: Callable[[Envelope[Any]], Key]
+    fold: Callable[[Row | None, Envelope[Any]], Row]
     one_row_a_stream: bool
 
     @property
@@ -59,20 +58,21 @@ class ReadModelTooNew(ReadModelOutdated):
 CHECKPOINT = "SELECT position, fold_version FROM {schema}.checkpoint WHERE name = %s"
 
 
-def position(connection: Connection[TupleRow], schema: Schema, projection: Projection[Any]) -> int:
-    """Up to where in the log the rows are. Raises ReadModelOutdated where other code made them."""
-    found = connection.execute(schema.sql(CHECKPOINT), (projection.name,), prepare=True).fetchone()
+def position(
+    connection: Connection[TupleRow], schema: Schema, projection: Projection[Any], table: str | None = None
+) -> int:
+    """Returns up to where in the log the rows are. Raises ReadModelOutdated where other code made them.
+
+    `table`: by default the live one.
+    """
+    found = connection.execute(schema.sql(CHECKPOINT), (table or projection.name,), prepare=True).fetchone()
     if found is None:
         raise ReadModelOutdated(projection.name, "it was never made")
     at, fold_version = found
-    refuse_other_fold(projection, fold_version)
-    return int(at)
-
-
-def refuse_other_fold(projection: Projection[Any], fold_version: int) -> None:
     if fold_version != projection.fold_version:
         error = ReadModelTooNew if fold_version > projection.fold_version else ReadModelOutdated
         raise error(projection.name, f"fold version {fold_version}, here {projection.fold_version}")
+    return int(at)
 
 
 @contextmanager

@@ -9,8 +9,8 @@ from coupon_clock.domain.discount import FixedAmount
 from coupon_clock.domain.errors import InvalidCommand
 from coupon_clock.projections import shop_months
 from coupon_clock.projections.coupon_templates import Filters, page_statement
-from coupon_clock.projections.engine.query_validation import LARGEST_PAGE
 from coupon_clock.projections.engine.tables import DIALECT
+from coupon_clock.projections.query_validation import LARGEST_PAGE
 from examples import EVENING, MICROSECOND, MORNING, NOON, OTHER_SHOP, SHOP, TEMPLATE, a_template, terminate
 from history import run_sql
 

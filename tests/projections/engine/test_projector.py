@@ -9,7 +9,6 @@ from coupon_clock.domain.events import StockIncreased
 from coupon_clock.infrastructure.event_store.checkpoint import CheckpointLost
 from coupon_clock.infrastructure.event_store.store import Append, NewEvent, UnreadableEvent
 from coupon_clock.projections.coupon_templates import TEMPLATE_ROWS
-from coupon_clock.projections.engine import projector as projector_module
 from coupon_clock.projections.engine.projection import ReadModelOutdated, ReadModelTooNew
 from coupon_clock.projections.engine.projector import Projector, Standing
 from coupon_clock.projections.registry import PROJECTIONS
@@ -82,8 +81,8 @@ def test_a_stream_that_cannot_be_folded_stops_it_with_its_position(app, projecto
     assert position(database_url) == 0
 
 
-def test_a_long_gap_blocks_it_and_says_so(app, projector, database_url, monkeypatch):
-    monkeypatch.setattr(projector_module, "LONG_GAP_S", 0.0)
+def test_a_long_gap_blocks_it_and_says_so(app, database_url):
+    projector = Projector(app.store, TEMPLATE_ROWS, long_gap_s=0)
     with psycopg.connect(database_url) as writer:
         writer.execute(
             "INSERT INTO coupon_clock.event (originator_id, originator_version, topic, state) "

@@ -9,28 +9,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
+from uuid import uuid4
 
 import psycopg
 import pytest
 
 from coupon_clock.app import Application
 from coupon_clock.infrastructure.event_store.store import UnreadableEvent
-from coupon_clock.infrastructure.postgres.database import connect
 from coupon_clock.projections.coupon_templates import TEMPLATE_ROWS
-from coupon_clock.projections.rebuild import rebuild as rebuild_module
-from coupon_clock.projections.rebuild import replay
-from coupon_clock.projections.rebuild.rebuild import (
-    Rebuild,
-    RebuildOptions,
-    RebuildRunning,
-    ShadowOfOtherFold,
-    SwapBlocked,
-    in_silence,
-    only_rebuild,
-)
-from coupon_clock.projections.rebuild.replay import Pace
-from coupon_clock.projections.rebuild.replay_process import workers
+from coupon_clock.projections.rebuild.catch_up import catch_up
+from coupon_clock.projections.rebuild.plan import plan
+from coupon_clock.projections.rebuild.rebuild import RebuildOptions, RebuildRunning, ShadowOfOtherFold, SwapBlocked
+from coupon_clock.projections.rebuild.replay import ShadowTakenOver, claim, folded_chunk, free, index, write
+from coupon_clock.projections.rebuild.run import Pace, Run, only_run
 from coupon_clock.projections.rebuild.swap import OldTableInUse, swap
+from coupon_clock.projections.rebuild.workers import replay, workers_for
 from coupon_clock.projections.registry import PROJECTIONS
 from deadlines import eventually
 from examples import EVENING, SHOP, a_template, increase
@@ -39,13 +32,12 @@ from rebuild_killed import STEPS
 
 KILLED = Path(__file__).parents[2] / "rebuild_killed.py"
 NAMES = [projection.name for projection in PROJECTIONS]
-RESUME = RebuildOptions(resume=True)
-IN_REPLAY = ("claiming", "noting a chunk as done", "writing a chunk", "replaying", "indexing")
+IN_REPLAY = ("claim", "note", "chunk", "replay", "index")
 
 
-@pytest.fixture(autouse=True)
-def several_chunks(monkeypatch) -> None:
-    monkeypatch.setattr(replay, "EVENTS_A_CHUNK", 10)
+def options(**given: Any) -> RebuildOptions:
+    """In several chunks."""
+    return RebuildOptions(events_a_chunk=10, **given)
 
 
 def tables(database_url: str) -> list[str]:
@@ -53,6 +45,15 @@ def tables(database_url: str) -> list[str]:
     with psycopg.connect(database_url) as connection:
         found = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'coupon_clock' ORDER BY 1")
         return [name for (name,) in found if name.startswith(tuple(NAMES))]
+
+
+def left_behind(database_url: str) -> int:
+    """How many chunks and checkpoints of shadows there are."""
+    chunks = value(database_url, "SELECT count(*) FROM coupon_clock.rebuild_chunk")
+    return chunks + value(database_url, "SELECT count(*) FROM coupon_clock.checkpoint WHERE name LIKE '%shadow'")
+
+
+STEP = "SELECT step FROM coupon_clock.checkpoint WHERE name = 'coupon_template_shadow'"
 
 
 def spoil(database_url: str, name: str) -> None:
@@ -66,7 +67,7 @@ def test_it_makes_the_rows_that_the_projector_made(app, database_url, name):
     made = rows(database_url, name)
     spoil(database_url, name)
 
-    done = app.rebuild(name)
+    done = app.rebuild(name, options())
 
     assert rows(database_url, name) == made
     assert list(app.verify()) == []
@@ -78,14 +79,14 @@ def test_several_processes_make_the_same_rows(app, database_url):
     made = rows(database_url)
     spoil(database_url, "coupon_template")
 
-    app.rebuild(options=RebuildOptions(jobs=2))
+    app.rebuild(options=options(jobs=2))
 
     assert rows(database_url) == made
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_of_an_empty_log_it_makes_an_empty_table(app, database_url, name):
-    assert app.rebuild(name).position == 0
+    assert app.rebuild(name, options()).position == 0
     assert rows(database_url, name) == []
 
 
@@ -109,13 +110,14 @@ def test_the_new_table_has_the_keys_indexes_and_grants_of_the_old_and_leaves_not
 
     assert shape() == made
     assert tables(database_url) == before
+    assert left_behind(database_url) == 0
 
 
 def test_the_old_table_can_be_kept(app, database_url):
     given_a_history(app)
     spoil(database_url, "coupon_template")
     for _ in range(2):
-        app.rebuild(options=RebuildOptions(keep_old=True))
+        app.rebuild(options=options(keep_old=True))
 
     assert len(rows(database_url, "coupon_template_old")) == len(rows(database_url))
     assert list(app.verify()) == []
@@ -179,27 +181,27 @@ def busy(app) -> Iterator[Callable[[], int]]:
 
 
 @pytest.fixture
-def prepared(app, settings) -> Callable[[], Any]:
+def planned(app) -> Callable[[], Any]:
     """A rebuild that has decided its position, and holds the right to go on."""
 
     @contextmanager
-    def begun() -> Iterator[Rebuild]:
-        with only_rebuild(app.database, TEMPLATE_ROWS) as connection:
-            work = Rebuild(app.store, TEMPLATE_ROWS, RebuildOptions(), in_silence, connection)
-            work.prepare()
-            yield work
+    def begun() -> Iterator[Run]:
+        with only_run(app.store, TEMPLATE_ROWS, options()) as run:
+            assert plan(run) == "replay"
+            yield run
 
     return begun
 
 
-def test_what_happens_after_the_position_was_decided_is_applied_once(app, prepared):
+def test_what_happens_after_the_position_was_decided_is_applied_once(app, planned):
     known, new = a_template(stock=10, valid_until=EVENING), a_template(stock=10, valid_until=EVENING)
     app.execute(known)
-    with prepared() as work, workers(0) as nobody:
+    with planned() as run, workers_for(run) as nobody:
         app.execute_many([new, *(increase(template.template_id, by=5) for template in (known, new))])
-        work.replay(nobody)
-        work.complete()
-        work.swap_in()
+        replay(run, nobody)
+        index(run)
+        catch_up(run)
+        assert swap(run) is not None
 
     assert {view.stock for view in app.page(SHOP).views} == {15}
     assert list(app.verify("coupon_template")) == []
@@ -212,7 +214,7 @@ def test_commands_and_projectors_run_on_and_no_event_is_lost(app, busy, name):
     eventually(lambda: busy() > 50)
 
     for jobs in (1, 2):
-        app.rebuild(name, RebuildOptions(jobs=jobs))
+        app.rebuild(name, options(jobs=jobs))
         assert list(app.verify()) == []
 
     last = app.execute(increase(given.template_id, by=1))
@@ -220,12 +222,12 @@ def test_commands_and_projectors_run_on_and_no_event_is_lost(app, busy, name):
     assert list(app.verify()) == []
 
 
-def test_a_shadow_that_is_behind_the_live_rows_is_not_swapped_in(app, database_url, settings):
+def test_a_shadow_that_is_behind_the_live_rows_is_not_swapped_in(app, database_url):
     given_a_history(app)
-    with connect(settings) as connection:
-        connection.execute("CREATE TABLE coupon_clock.coupon_template_shadow (LIKE coupon_clock.coupon_template)")
-        connection.execute("INSERT INTO coupon_clock.checkpoint (name, position) VALUES ('coupon_template_shadow', 1)")
-        assert swap(connection, app.database.schema, TEMPLATE_ROWS) is None
+    run_sql(database_url, "CREATE TABLE coupon_clock.coupon_template_shadow (LIKE coupon_clock.coupon_template)")
+    run_sql(database_url, "INSERT INTO coupon_clock.checkpoint (name, position) VALUES ('coupon_template_shadow', 1)")
+    with only_run(app.store, TEMPLATE_ROWS) as run:
+        assert swap(run) is None
 
     assert rows(database_url)
 
@@ -237,8 +239,7 @@ def test_a_long_reader_holds_up_the_swap_and_no_other_reader(app, database_url):
         reader.execute("SELECT count(*) FROM coupon_clock.coupon_template")
         thread = Thread(target=app.rebuild)
         thread.start()
-        eventually(lambda: "coupon_template_shadow" in tables(database_url))
-        eventually(lambda: "coupon_template_shadow_chunk" not in tables(database_url))
+        eventually(lambda: value(database_url, STEP) == "catch up")
         for _ in range(50):
             assert app.page(SHOP).views[0].position == -1
         assert thread.is_alive()
@@ -247,22 +248,21 @@ def test_a_long_reader_holds_up_the_swap_and_no_other_reader(app, database_url):
     assert list(app.verify()) == []
 
 
-def test_readers_that_never_end_are_named_and_what_was_done_is_kept(app, database_url, monkeypatch):
+def test_readers_that_never_end_are_named_and_what_was_done_is_kept(app, database_url):
     given_a_history(app)
     spoil(database_url, "coupon_template")
-    monkeypatch.setattr(rebuild_module, "SWAP_PATIENCE_S", 0)
     with psycopg.connect(database_url) as reader:
         (pid,) = reader.execute("SELECT pg_backend_pid() FROM coupon_clock.coupon_template").fetchone()
         with pytest.raises(SwapBlocked, match=str(pid)):
-            app.rebuild()
+            app.rebuild(options=options(swap_patience_s=0))
     assert rows(database_url)[0][-1] == -1
 
-    assert app.rebuild(options=RESUME).events == 0
+    assert app.rebuild(options=options(resume=True)).events == 0
     assert list(app.verify()) == []
 
 
-def test_a_second_rebuild_is_told_who_runs_the_first(app, settings):
-    with only_rebuild(app.database, TEMPLATE_ROWS):
+def test_a_second_rebuild_is_told_who_runs_the_first(app):
+    with only_run(app.store, TEMPLATE_ROWS):
         with pytest.raises(RebuildRunning, match=f"process {os.getpid()}"):
             app.rebuild()
         app.rebuild("shop_month")
@@ -288,57 +288,67 @@ def test_killed_after_any_step_nothing_live_changed_and_it_can_be_gone_on_with(a
     )
 
     assert died.returncode == -signal.SIGKILL
-    assert {row[-1] for row in rows(database_url, name)} == {-1} or step == "swapping"
+    assert {row[-1] for row in rows(database_url, name)} == {-1} or step == "swap"
     eventually(lambda: resumed(app, name))
     assert rows(database_url, name) == made
     assert tables(database_url) == NAMES
+    assert left_behind(database_url) == 0
 
 
 def resumed(app: Application, name: str) -> bool:
     """PostgreSQL takes a moment to notice who died."""
     try:
-        app.rebuild(name, RESUME)
+        app.rebuild(name, options(resume=True))
     except RebuildRunning:
         return False
     return True
 
 
-def test_a_worker_that_is_killed_leaves_its_chunks_to_the_others(app, database_url, prepared):
+def test_a_worker_that_is_killed_leaves_its_chunks_to_the_others(app, database_url, planned):
     given_a_history(app)
     made = rows(database_url)
-    with prepared() as work:
-        dead = replay.Replay(work._connection, app.store, TEMPLATE_ROWS, 0)
-        assert dead._claim()
+    with planned() as run:
+        assert claim(run, uuid4())
 
-    app.rebuild(options=RESUME)
+    app.rebuild(options=options(resume=True))
 
     assert rows(database_url) == made
 
 
-def test_one_that_was_taken_over_writes_nothing_more(app, database_url, prepared):
+def test_one_that_was_taken_over_writes_nothing_more(app, database_url, planned):
     given_a_history(app)
-    with prepared() as work:
-        asleep = replay.Replay(work._connection, app.store, TEMPLATE_ROWS, 1_000)
-        claimed = asleep._claim()
-        replay.free(work._connection, app.database.schema, TEMPLATE_ROWS.shadow)
-        asleep._claim = lambda: claimed
-        with pytest.raises(replay.ShadowTakenOver):
-            asleep.run_once()
+    with planned() as run:
+        claimed = claim(run, asleep := uuid4())
+        free(run)
+        with pytest.raises(ShadowTakenOver):
+            write(run, claimed, asleep, *folded_chunk(run, claimed))
 
     assert rows(database_url, TEMPLATE_ROWS.shadow) == []
 
 
-def test_what_another_fold_version_began_is_not_gone_on_with(app, database_url, monkeypatch):
+def test_chunks_of_another_shadow_are_left_alone(app, database_url):
     given_a_history(app)
-    monkeypatch.setattr(rebuild_module, "SWAP_PATIENCE_S", 0)
+    run_sql(
+        database_url,
+        "INSERT INTO coupon_clock.rebuild_chunk (shadow, through, planned) VALUES ('other', gen_random_uuid(), 1)",
+    )
+
+    app.rebuild(options=options())
+
+    assert value(database_url, "SELECT count(*) FROM coupon_clock.rebuild_chunk WHERE claimed_by IS NULL") == 1
+    assert list(app.verify()) == []
+
+
+def test_what_another_fold_version_began_is_not_gone_on_with(app, database_url):
+    given_a_history(app)
     with psycopg.connect(database_url) as reader:
         reader.execute("SELECT FROM coupon_clock.coupon_template")
         with pytest.raises(SwapBlocked):
-            app.rebuild()
+            app.rebuild(options=options(swap_patience_s=0))
     run_sql(database_url, "UPDATE coupon_clock.checkpoint SET fold_version = 7 WHERE name = 'coupon_template_shadow'")
 
     with pytest.raises(ShadowOfOtherFold, match="without --resume"):
-        app.rebuild(options=RESUME)
+        app.rebuild(options=options(resume=True))
 
     app.rebuild()
     assert list(app.verify()) == []
@@ -346,7 +356,7 @@ def test_what_another_fold_version_began_is_not_gone_on_with(app, database_url, 
 
 def test_resuming_where_nothing_was_begun_begins(app):
     given_a_history(app)
-    assert app.rebuild(options=RESUME).events > 0
+    assert app.rebuild(options=options(resume=True)).events > 0
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -356,7 +366,7 @@ def test_an_event_that_cannot_be_read_ends_it_and_nothing_live_changed(app, data
     append_unreadable(database_url)
 
     with pytest.raises(UnreadableEvent, match=r"CouponTemplate\.Folded"):
-        app.rebuild(name, RebuildOptions(jobs=2))
+        app.rebuild(name, options(jobs=2))
 
     assert rows(database_url, name) == made
 
@@ -370,8 +380,8 @@ def test_ctrl_c_leaves_the_live_rows_and_a_shadow_to_go_on_with(app, database_ur
     process = subprocess.Popen(
         [*command, "--throttle", "1"], env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    eventually(lambda: "coupon_template_shadow_chunk" in tables(database_url))
-    eventually(lambda: value(database_url, "SELECT sum(events) FROM coupon_clock.coupon_template_shadow_chunk"))
+    eventually(lambda: value(database_url, STEP) == "replay")
+    eventually(lambda: value(database_url, "SELECT sum(events) FROM coupon_clock.rebuild_chunk"))
 
     os.killpg(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=30)

@@ -1,7 +1,7 @@
 """Further processes that take part in a replay: Python folds on one core a process.
 
-A worker is told what to do in one line on its standard input, and stops when that is closed, also when the process at
-the other end died. One that fails only leaves its chunks to the others.
+A worker gets its job in one line on its standard input, and stops when that is closed, also when the process at the
+other end died. One that fails only leaves its chunks to the others.
 """
 
 import gc
@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from select import select
+from time import sleep
 
 import msgspec
 import structlog
@@ -23,21 +24,22 @@ from coupon_clock.infrastructure.event_store.migrations import open_database
 from coupon_clock.infrastructure.event_store.store import EventStore
 from coupon_clock.infrastructure.postgres.server_clock import ServerClock
 from coupon_clock.infrastructure.settings import Settings
-from coupon_clock.projections.rebuild.replay import Pace, Replay
+from coupon_clock.projections.rebuild.replay import free, replay_chunks, replayed
+from coupon_clock.projections.rebuild.run import Pace, Run
 from coupon_clock.projections.registry import projection_named
 
+WORTH_A_PROCESS = 200_000
 LONGEST_STOP_S = 30
 
 log = structlog.get_logger()
 
 
 class Job(Struct, frozen=True):
-    """What a worker is told. The URL may hold a password: that is why it does not come as an argument."""
+    """What a worker is to do. The URL may hold a password: that is why it does not come as an argument."""
 
     database_url: str
     database_schema: str
     projection: str
-    position: int
     events_per_s: float | None
 
 
@@ -47,10 +49,9 @@ class Workers:
     def __init__(self, number: int) -> None:
         # As this process finds its modules, so shall they.
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        command = [sys.executable, "-m", __name__]
         self._processes = [
-            subprocess.Popen(
-                [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment
-            )
+            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment)
             for _ in range(number)
         ]
 
@@ -87,12 +88,44 @@ class Workers:
 
 
 @contextmanager
-def workers(number: int) -> Iterator[Workers]:
-    started = Workers(number)
+def workers_for(run: Run) -> Iterator[Workers]:
+    """Those that a replay gets besides this process. Where nothing is asked for, a short log gets none: it is done
+    before another process has started."""
+    if not run.projection.one_row_a_stream:
+        number = 0
+    elif run.options.jobs is not None:
+        number = run.options.jobs - 1
+    else:
+        number = (os.cpu_count() or 1) - 1 if run.store.end() >= WORTH_A_PROCESS else 0
+    workers = Workers(number)
     try:
-        yield started
+        yield workers
     finally:
-        started.stop()
+        workers.stop()
+
+
+def replay(run: Run, workers: Workers) -> None:
+    """Folds all chunks, in this process and in those."""
+    settings, rate = run.store.database.settings, run.options.events_per_s
+    share = rate / (len(workers) + 1) if rate else None
+    free(run)
+    workers.begin(Job(settings.database(), settings.database_schema, run.projection.name, share))
+    replay_share(run, share)
+    workers.wait()
+    free(run)  # what those that failed had claimed
+    replay_share(run, share)
+    run.after_step("replay")
+
+
+def replay_share(run: Run, events_per_s: float | None) -> None:
+    pace = Pace(events_per_s, sleep)
+    run.progress("replaying", *replayed(run))
+    for events in replay_chunks(run):
+        run.progress("replaying", *replayed(run))
+        pace.passed(events)
+
+
+# ── the process of a worker ──────────────────────────────────────────────────────────────────────
 
 
 def main() -> int:
@@ -109,8 +142,8 @@ def main() -> int:
     return 0
 
 
-def told_to_stop(within: float = 0.0) -> bool:
-    """Nothing more is ever said: whatever makes the input readable is its end."""
+def is_to_stop(within: float = 0.0) -> bool:
+    """Nothing more ever comes: whatever makes the input readable is its end."""
     return bool(select([sys.stdin], [], [], within)[0])
 
 
@@ -118,10 +151,11 @@ def work(job: Job) -> None:
     settings = Settings.load(database_url=job.database_url, database_schema=job.database_schema, database_connections=2)
     with open_database(settings) as database, database.connection() as connection:
         store: EventStore[StoredEvent] = EventStore(database, ServerClock(), StoredEvent)
-        replay = Replay(connection, store, projection_named(job.projection), job.position)
-        pace = Pace(job.events_per_s, told_to_stop)
-        while not told_to_stop() and (events := replay.run_once()) is not None:
+        pace = Pace(job.events_per_s, is_to_stop)
+        for events in replay_chunks(Run(store, projection_named(job.projection), connection)):
             pace.passed(events)
+            if is_to_stop():
+                break
 
 
 if __name__ == "__main__":
