@@ -3,7 +3,7 @@ runtime.py, and nowhere else."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import date, datetime, timedelta
+from datetime import date, datetime
 from threading import Event as StopEvent
 from time import monotonic, sleep
 from types import TracebackType
@@ -54,14 +54,12 @@ from coupon_clock.infrastructure.event_store.safety import UnsafeLog
 from coupon_clock.infrastructure.event_store.store import Envelope, UnreadableEvent
 from coupon_clock.infrastructure.messaging.broker import Broker, BrokerMisconfigured
 from coupon_clock.infrastructure.messaging.memory_broker import MemoryBroker
-from coupon_clock.infrastructure.messaging.rejected import Rejected
 from coupon_clock.infrastructure.postgres.caller_transaction import UnusableTransaction
-from coupon_clock.infrastructure.postgres.errors import DatabaseUnavailable
-from coupon_clock.infrastructure.scheduling.due_result import DueResult
+from coupon_clock.infrastructure.postgres.errors import AnswerLost, DatabaseUnavailable
 from coupon_clock.infrastructure.settings import Settings, UnusableSettings
-from coupon_clock.maintenance.repair import repair_alarms
-from coupon_clock.maintenance.verify.promise import Lateness, Report, Violation, check
-from coupon_clock.maintenance.verify.rows import ALARM, NotInParts, Part, verify
+from coupon_clock.maintenance.operations import Maintenance
+from coupon_clock.maintenance.verify.promise import LatenessDistribution, PromiseReport, Violation
+from coupon_clock.maintenance.verify.rows import NotInParts, Part
 from coupon_clock.maintenance.verify.stored_rows import Difference
 from coupon_clock.projections import coupon_templates as read_model
 from coupon_clock.projections import shop_months
@@ -69,22 +67,19 @@ from coupon_clock.projections.coupon_templates import TEMPLATE_ROWS, Filters, Pa
 from coupon_clock.projections.engine.projection import Projection, ReadModelOutdated
 from coupon_clock.projections.engine.projection import position as rows_are_at
 from coupon_clock.projections.query_validation import template_problems
-from coupon_clock.projections.rebuild.dry_run import DryRun, dry_run
 from coupon_clock.projections.rebuild.rebuild import (
-    Progress,
     RebuildOptions,
     RebuildRunning,
     Rebuilt,
     ShadowOfOtherFold,
     SwapBlocked,
-    no_progress,
-    rebuild,
 )
-from coupon_clock.projections.registry import PROJECTIONS, UnknownProjection, projection_named
+from coupon_clock.projections.registry import PROJECTIONS, UnknownProjection
 from coupon_clock.projections.shop_months import SHOP_MONTHS, MonthsPage, ShopMonth
 from coupon_clock.runtime import ROLES, Role, RolesTornApart, Runtime, UnknownRole
 
 __all__ = [
+    "AnswerLost",
     "Application",
     "BrokerMisconfigured",
     "ChangeValidity",
@@ -107,7 +102,8 @@ __all__ = [
     "FixedAmount",
     "IncreaseStock",
     "InvalidCommand",
-    "Lateness",
+    "LatenessDistribution",
+    "Maintenance",
     "MemoryBroker",
     "MonthsPage",
     "NotInParts",
@@ -117,13 +113,13 @@ __all__ = [
     "Part",
     "Percentage",
     "Problem",
+    "PromiseReport",
     "ReadModelBehind",
     "ReadModelOutdated",
     "RebuildOptions",
     "RebuildRunning",
     "Rebuilt",
     "ReceiveRule",
-    "Report",
     "RolesTornApart",
     "Runtime",
     "SchemaMissing",
@@ -152,8 +148,6 @@ SHOP_COMMANDS = get_args(ShopCommand)
 READ_POLL_S = 0.005
 
 NO_FILTERS = Filters()
-NO_OPTIONS = RebuildOptions()
-ALL_STREAMS = Part()
 
 
 class Outcome(Struct, frozen=True, gc=False):
@@ -173,6 +167,7 @@ class Application:
         self.settings = templates.settings
         self.database = templates.database
         self.store = templates.store
+        self.maintenance = Maintenance(templates)
 
     @classmethod
     def open(cls, settings: Settings | None = None) -> Self:
@@ -301,72 +296,6 @@ class Application:
         """
         self.runtime.follow(name, handler, batch, start, stop)
 
-    # ── the read model, from the log ─────────────────────────────────────────────────────────────
-
-    def rebuild(
-        self, name: str = TEMPLATE_ROWS.name, options: RebuildOptions = NO_OPTIONS, progress: Progress = no_progress
-    ) -> Rebuilt:
-        """Replays the log into new rows of that projection and swaps them in. `progress(step, done, total)`, in events.
-
-        Raises UnknownProjection, RebuildRunning, ShadowOfOtherFold, SwapBlocked, UnreadableEvent, DatabaseUnavailable;
-        the live rows are then as they were.
-        """
-        return rebuild(self.store, projection_named(name), options, progress)
-
-    def dry_run(self, name: str = TEMPLATE_ROWS.name, progress: Progress = no_progress) -> DryRun:
-        """Reads and folds what a rebuild would, and writes nothing. Raises as `rebuild` does."""
-        return dry_run(self.store, projection_named(name), progress)
-
-    def repair_alarms(self) -> int:
-        """Brings the alarm table in place to what the log says; answers how many alarms were wrong.
-
-        Raises UnreadableEvent, DatabaseUnavailable.
-        """
-        return repair_alarms(self.store)
-
-    def verify(self, name: str | None = None, part: Part = ALL_STREAMS) -> Iterator[Difference]:
-        """Every difference between the log and what derives from it, in one snapshot: the projection `name`, or
-        "alarm", by default all; of a part of the streams, all that can be verified in parts.
-
-        Raises UnknownProjection, NotInParts, ReadModelOutdated, UnreadableEvent, DatabaseUnavailable.
-        """
-        if name == ALARM:
-            return verify(self.store, [], True, part)
-        if name is not None:
-            return verify(self.store, [projection_named(name)], False, part)
-        projections = [p for p in PROJECTIONS if part.is_all or p.one_row_a_stream]
-        return verify(self.store, projections, True, part)
-
-    def check(self) -> Report:
-        """Proves from the log alone that what ended did so once, last and not early, and says how late.
-
-        Raises DatabaseUnavailable, UnreadableEvent.
-        """
-        overdue_after = self.settings.reconcile_grace + self.settings.reconcile_interval
-        return check(self.store, timedelta(seconds=overdue_after))
-
-    # ── the messages ─────────────────────────────────────────────────────────────────────────────
-
-    def rearm(self, progress: Callable[[int], object]) -> int:
-        """Marks all alarms unarmed, for a broker that lost its store; the relays publish them again.
-
-        Answers how many. Stopped in between, it can be run again. Raises DatabaseUnavailable.
-        """
-        return self.runtime.rearm(progress)
-
-    def rejected(self, limit: int = 1_000) -> list[Rejected]:
-        """Messages that were set aside, because they could not be acted on, the oldest first. Raises
-        DatabaseUnavailable."""
-        return self.runtime.rejected.oldest(limit)
-
-    def retry_rejected(self, messages: Sequence[Rejected]) -> list[DueResult]:
-        """Looks at the templates that these messages mean, now; those that are no readable message are Failed."""
-        return self.runtime.retry_rejected(messages)
-
-    def drop_rejected(self, ids: Sequence[int] | None = None) -> int:
-        """These, or all; answers how many there were. Raises DatabaseUnavailable."""
-        return self.runtime.rejected.drop(ids)
-
     # ── running ──────────────────────────────────────────────────────────────────────────────────
 
     @contextmanager
@@ -404,7 +333,7 @@ class Application:
             sleep(READ_POLL_S)
 
 
-# ── the domain, as the parts see it ──────────────────────────────────────────────────────────────
+# ── outcomes ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 def not_a_command(given: object) -> InvalidCommand:

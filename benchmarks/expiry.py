@@ -173,7 +173,7 @@ def ended(app: Application, ends: Sequence[datetime]) -> list[float]:
 
 
 class Commits:
-    """Stands before every way in which an end is stored, and notes PostgreSQL's time after each that ended something."""
+    """Stands before every way in which an end is stored, and notes PostgreSQL's time after each that ended any."""
 
     def __init__(self, app: Application) -> None:
         self._clock = psycopg.connect(app.settings.database(), autocommit=True)

@@ -116,8 +116,8 @@ def figures(server_url: str, events: int, rows: int, scale: bool) -> Iterator[Fi
 
 def rebuilding(app: Application, events: int) -> Iterator[Figure]:
     say("rebuilding")
-    app.rebuild()
-    rate = events / app.rebuild().seconds
+    app.maintenance.rebuild()
+    rate = events / app.maintenance.rebuild().seconds
     say("COPY out, INSERT … SELECT, indexes")
     limit = events / only_postgresql(app)
     say("the library's ProjectionRunner")
@@ -199,7 +199,7 @@ def replay_without_swap(app: Application) -> None:
     rebuild.SWAP_PATIENCE_S = 0
     with psycopg.connect(app.settings.database()) as reader, suppress(rebuild.SwapBlocked):
         reader.execute("SELECT FROM coupon_clock.coupon_template LIMIT 1")
-        app.rebuild()
+        app.maintenance.rebuild()
 
 
 def scaling(server_url: str) -> Figure:
@@ -207,7 +207,7 @@ def scaling(server_url: str) -> Figure:
     for events in (100_000, 10_000_000):
         with filled(server_url, events) as app:
             say(f"rebuilding {events:,} events")
-            seconds[events] = min(app.rebuild().seconds for _ in range(2)) / events
+            seconds[events] = min(app.maintenance.rebuild().seconds for _ in range(2)) / events
     ratio = seconds[10_000_000] / seconds[100_000]
     return at_most("time an event at 10 million, to that at 0.1 million", ratio, "times", 1.2)
 
@@ -228,7 +228,7 @@ def swap_transaction(app: Application) -> float:
 def verifying(app: Application, events: int) -> Figure:
     say("verifying")
     started = perf_counter()
-    found = sum(1 for _ in app.verify(TEMPLATE_ROWS.name))
+    found = sum(1 for _ in app.maintenance.verify_rows(TEMPLATE_ROWS.name))
     assert not found, f"{found} differences"
     rows = events / EVENTS_A_TEMPLATE
     return at_least("verify, four events a row", rows / (perf_counter() - started), "rows/s", 60_000)

@@ -65,15 +65,23 @@ SECTIONS: Sections = (
         ),
     ),
     (
-        "Proofs",
-        "",
+        "Maintenance",
+        "What an operator does, as `app.maintenance`.",
         (
-            ("maintenance/verify/promise.py", ("Report", "Lateness", "Violation")),
+            ("maintenance/operations.py", ("Maintenance",)),
+            ("maintenance/verify/promise.py", ("PromiseReport", "LatenessDistribution", "Violation")),
             ("maintenance/verify/stored_rows.py", ("Difference",)),
             ("maintenance/verify/rows.py", ("Part",)),
         ),
     ),
-    ("Rebuilding", "", (("projections/rebuild/rebuild.py", ("RebuildOptions", "Rebuilt")),)),
+    (
+        "Rebuilding",
+        "",
+        (
+            ("projections/rebuild/run.py", ("RebuildOptions",)),
+            ("projections/rebuild/rebuild.py", ("Rebuilt",)),
+        ),
+    ),
     (
         "Another deadline",
         "For streams that are no coupon templates: [deadlines.md](deadlines.md).",

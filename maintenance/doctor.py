@@ -1,4 +1,4 @@
-"""Looks at all that Coupon Clock stands on, and says in one sentence each what is wrong and what mends it.
+"""Looks at all that Coupon Clock stands on, and says in one sentence each what is wrong and how to fix it.
 
 Changes nothing, but for one message to RocketMQ that ends no template: only sending shows what a broker takes.
 """
@@ -45,7 +45,7 @@ SELECT count(*)
 
 
 class Diagnosis(NamedTuple):
-    """`says`: what was found, or what is wrong and the command that mends it."""
+    """`says`: what was found, or what is wrong and the command that fixes it."""
 
     part: str
     ok: bool
@@ -54,7 +54,7 @@ class Diagnosis(NamedTuple):
 
 @dataclass(eq=False)
 class ClocksApart(CouponClockError):
-    """This host's clock is {seconds:.1f} s {where} PostgreSQL's, whose time decides: nothing ends wrongly, but logs mislead and RocketMQ, if its clock is as wrong, delivers at the wrong time. Mend it: chronyc makestep"""  # noqa: E501
+    """This host's clock is {seconds:.1f} s {where} PostgreSQL's, whose time decides: nothing ends wrongly, but logs mislead and RocketMQ, if its clock is as wrong, delivers at the wrong time. Fix it with: chronyc makestep"""  # noqa: E501
 
     seconds: float
     where: str
@@ -62,7 +62,7 @@ class ClocksApart(CouponClockError):
 
 @dataclass(eq=False)
 class AlarmsOverdue(CouponClockError):
-    """{count} templates should have been ended already, the first at {since:%Y-%m-%dT%H:%M:%SZ}: no reconciler runs, or it fails and its log says why. Mend it: coupon-clock run --role reconciler"""  # noqa: E501
+    """{count} templates should have been ended already, the first at {since:%Y-%m-%dT%H:%M:%SZ}: no reconciler runs, or it fails and its log says why. Fix it with: coupon-clock run --role reconciler"""  # noqa: E501
 
     count: int
     since: datetime
@@ -70,7 +70,7 @@ class AlarmsOverdue(CouponClockError):
 
 @dataclass(eq=False)
 class AlarmsUnarmed(CouponClockError):
-    """{count} templates end within {lead:g} s and no broker was told: they will be ended by the reconciler, up to two seconds late. Mend it: coupon-clock run --role relay"""  # noqa: E501
+    """{count} templates end within {lead:g} s and no broker was told: they will be ended by the reconciler, up to two seconds late. Fix it with: coupon-clock run --role relay"""  # noqa: E501
 
     count: int
     lead: float

@@ -46,7 +46,7 @@ def test_a_role_without_its_partner_is_refused_where_the_broker_is_in_process(da
     assert "ROCKETMQ_ENDPOINTS" in done.stderr
 
 
-def test_verify_finds_what_rebuild_mends(live, database_url):
+def test_verify_finds_what_rebuild_repairs(live, database_url):
     template = ending_in(3600)
     outcome = live.execute(template)
     with live.running():
@@ -56,14 +56,18 @@ def test_verify_finds_what_rebuild_mends(live, database_url):
 
     found = coupon_clock("verify", "--json", database_url=database_url)
     assert found.returncode == 1
-    assert json.loads(found.stdout)["column"] == "stock"
+    promise, difference = map(json.loads, found.stdout.splitlines())
+    assert (promise["violation_count"], difference["column"]) == (0, "stock")
+    assert coupon_clock("verify", "alarms", database_url=database_url).returncode == 0
+    assert coupon_clock("verify", "rows", "shop_month", database_url=database_url).returncode == 0
+    assert coupon_clock("verify", "promise", "coupon_template", database_url=database_url).returncode == 2
 
     assert coupon_clock("rebuild", database_url=database_url).returncode == 0
     assert coupon_clock("verify", database_url=database_url).returncode == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_run_ends_templates_until_it_is_told_to_stop(live, database_url, number):
+def test_run_ends_templates_until_a_signal_comes(live, database_url, number):
     template = ending_in(1.5)
     live.execute(template)
     with running(database_url, "run") as process:
@@ -72,29 +76,30 @@ def test_run_ends_templates_until_it_is_told_to_stop(live, database_url, number)
         assert process.wait(timeout=30) == 0
 
 
-def test_check_reports_what_ended_and_fails_on_what_is_overdue(live, database_url):
+def test_verify_promise_reports_what_ended_and_verify_alarms_what_is_surplus(live, database_url):
     template = ending_in(0.01)
     live.execute(template)
     eventually(lambda: not live.is_usable(SHOP, template.template_id))
     with live.running(["reconciler"]):
         eventually(lambda: isinstance(live.history(SHOP, template.template_id)[-1].event, Ended))
 
-    done = coupon_clock("check", "--json", database_url=database_url)
+    done = coupon_clock("verify", "promise", "--json", database_url=database_url)
     assert done.returncode == 0
     assert json.loads(done.stdout)["ended"] == {"expired": 1}
 
     with live.database.connection() as connection:
         connection.execute("INSERT INTO coupon_clock.alarm VALUES (gen_random_uuid(), now())")
-    done = coupon_clock("check", database_url=database_url)
+    assert coupon_clock("verify", "promise", database_url=database_url).returncode == 0
+    done = coupon_clock("verify", "alarms", database_url=database_url)
     assert done.returncode == 1
-    assert "it has an alarm and no events" in done.stdout
+    assert "coupon-clock rebuild alarm" in done.stdout
 
 
 def test_rejected_messages_are_listed_retried_and_dropped(live, database_url):
     template = ending_in(3600)
     live.execute(template)
     due = to_wire(ExpiryDue(template.template_id, template.valid_until))
-    live.runtime.rejected.add(Delivery("1", due, None), "set aside for a test")
+    live.runtime.rejected.add(Delivery("1", due, None), "rejected for a test")
     live.runtime.rejected.add(Delivery("2", b"\xff\x00", None), "no \x00 JSON")
 
     listed = coupon_clock("rejected", "list", "--json", database_url=database_url)

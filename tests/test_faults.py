@@ -101,7 +101,7 @@ def failed_calls(process: Serving) -> int:
 
 
 def then_the_promise_holds(app: Application) -> None:
-    assert app.check().violations == []
+    assert app.maintenance.verify_promise().violations == []
 
 
 @pytest.mark.rocketmq
@@ -131,7 +131,7 @@ def test_a_wiped_broker_is_healed_by_rearming(database_url, fragile_rocketmq):
         fragile_rocketmq.start()
         fragile_rocketmq.provision(TOPIC, GROUP)
 
-        assert app.rearm(lambda done: None) == 20
+        assert app.maintenance.rearm(lambda done: None) == 20
         eventually(lambda: all_armed(app))
         eventually(lambda: all_ended(app, templates), within=60)
         then_the_promise_holds(app)
@@ -165,16 +165,20 @@ def test_a_process_whose_broker_is_away_at_its_start_serves_and_grows_in_nothing
         while monotonic() < over_at or failed_calls(process) < ENOUGH:
             template_id = process.create_template(0.5)
             eventually(lambda template_id=template_id: cause_of_end(app, template_id) == "reconciler")
-            assert app.check().overdue == []
+            assert app.maintenance.verify_promise().overdue == []
         after = process.footprint()
         print(
-            before, after, f"{failed_calls(process)} failed calls", app.check().lateness["reconciler"].worst, sep="\n"
+            before,
+            after,
+            f"{failed_calls(process)} failed calls",
+            app.maintenance.verify_promise().lateness["reconciler"].worst,
+            sep="\n",
         )
         assert after.grew(before).is_within(MOST_GROWTH)
 
         fragile_rocketmq.start()
         eventually(lambda: ends_by_message(app, process.create_template(3)), within=90)
-        assert not app.check().found_something
+        assert not app.maintenance.verify_promise().found_something
 
 
 @pytest.mark.parametrize("how", ["stop", "kill"])

@@ -72,8 +72,8 @@ def then_all_ended_once_and_not_early(app: Application, templates) -> None:
         assert [e.event for e in history if isinstance(e.event, Ended)] == [last.event]
         assert last.event.reason == EndReason.EXPIRED
         assert last.recorded_at >= last.event.ended_at
-    assert list(app.verify()) == []
-    assert app.check().violations == []
+    assert list(app.maintenance.verify()) == []
+    assert app.maintenance.verify_promise().violations == []
 
 
 def wait_until_all_ended(app: Application, templates) -> None:
@@ -134,7 +134,7 @@ def test_messages_sent_twice_stale_foreign_or_unreadable_end_nothing_twice(live)
         broker.publish([ExpiryDue(template.template_id, template.valid_until)] * 3, timedelta(0))
         broker.publish([unknown := ExpiryDue(uuid4(), template.valid_until)], timedelta(0))
         eventually(lambda: ends(live, template) and ends(live, moved))
-        eventually(lambda: to_wire(unknown) in [rejected.body for rejected in live.rejected(100)])
+        eventually(lambda: to_wire(unknown) in [rejected.body for rejected in live.maintenance.rejected(100)])
     broker.close()
     assert len(ends(live, template)) == len(ends(live, moved)) == 1
 
@@ -225,4 +225,4 @@ def test_a_stopped_projector_is_replaced_and_harmless_when_it_wakes(live):
             process.send_signal(signal.SIGCONT)
             third = live.execute(ending_in(3600))
             live.find(SHOP, third.template_id, at_least=third.position, timeout=30)
-    assert list(live.verify()) == []
+    assert list(live.maintenance.verify()) == []

@@ -61,6 +61,6 @@ def run(settings: Settings) -> list[str]:
                     run_due(app, templates, now, seen)
                     show(now)
                     time.sleep(0.1)
-        broken = list(broken_promises(app.check(), templates, seen))
+        broken = list(broken_promises(app.maintenance.verify_promise(), templates, seen))
         out.print(Group(*summary(app, templates, seen, first_after, broken)), soft_wrap=not out.is_terminal)
     return broken

@@ -1,4 +1,4 @@
-"""What ended, how late, and the verdict: that of `coupon-clock check`, and what was seen from outside."""
+"""What ended, how late, and the verdict: that of `coupon-clock verify promise`, and what was seen from outside."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,7 +11,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from actions import Template
-from coupon_clock import Application, Ended, EndReason, Report
+from coupon_clock import Application, Ended, EndReason, PromiseReport
 from observer import EVERY_S, Seen
 from view import milliseconds
 
@@ -20,7 +20,7 @@ SEEN = f"Seen: PostgreSQL's clock, read by another connection that looks every {
 KEPT = "✓ Every template ended exactly once, none early, none more than a second late."
 
 
-def broken_promises(check: Report, templates: Sequence[Template], seen: Seen) -> Iterator[str]:
+def broken_promises(check: PromiseReport, templates: Sequence[Template], seen: Seen) -> Iterator[str]:
     """Yields what the check found, and what was seen to end early, late or not at all, a line each."""
     names = {template.template_id: template.name for template in templates}
     for violation in check.violations:

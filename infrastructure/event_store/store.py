@@ -190,6 +190,10 @@ class EventStore(Generic[Event]):
             raise UnreadableEvent(stream_id, version, position, str(error)) from error
         return Envelope(event, version, position, recorded_at, command_id, actor, cause, stream_id)  # type: ignore[arg-type]
 
+    def encoded(self, event: Event) -> tuple[str, bytes]:
+        """Topic and state, as this version stores the event."""
+        return topic(event), self._format.encode(event)
+
     def end(self) -> int:
         """The highest position stored so far, 0 in an empty log. Lower ones may still come."""
         return self.recorder.max_notification_id() or 0

@@ -6,31 +6,29 @@ Reads any live database, in one snapshot and in bounded memory.
 from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime, timedelta
-from itertools import islice
 from uuid import UUID
 
 from msgspec import Struct, field
 
 from coupon_clock.domain.coupon_template import due_at, fold
 from coupon_clock.domain.events import Ended, EndReason, Event
-from coupon_clock.infrastructure.event_store.bulk_reader import MergeJoin, copied, snapshot, streams
+from coupon_clock.infrastructure.event_store.bulk_reader import snapshot, streams
 from coupon_clock.infrastructure.event_store.store import Envelope, EventStore
 from coupon_clock.infrastructure.postgres.database import fetch_one
 
-ALARMS = "COPY (SELECT stream_id, due_at FROM {schema}.alarm ORDER BY stream_id) TO STDOUT (FORMAT BINARY)"
 MOST_NAMED = 1_000
 MICROSECONDS_A_BUCKET = 100
 
 
 class Violation(Struct, frozen=True):
-    """One broken promise: `position` is that of the event that breaks it, None where an alarm does."""
+    """One broken promise: `position` is that of the event that breaks it."""
 
     stream_id: UUID
-    position: int | None
+    position: int
     what: str
 
 
-class Lateness(Struct):
+class LatenessDistribution(Struct):
     """From end to decision, in seconds; exact to 0.1 ms."""
 
     buckets: Counter[int] = field(default_factory=Counter)
@@ -54,12 +52,12 @@ class Lateness(Struct):
         return 0.0
 
 
-class Report(Struct):
-    """What a check came to. `violations` and `overdue` name up to 1,000 each; the counts are of all."""
+class PromiseReport(Struct):
+    """What was found. `violations` and `overdue` name up to 1,000 each; the counts are of all."""
 
     templates: int = 0
     ended: Counter[str] = field(default_factory=Counter)
-    lateness: dict[str, Lateness] = field(default_factory=dict)
+    lateness: dict[str, LatenessDistribution] = field(default_factory=dict)
     violations: list[Violation] = field(default_factory=list)
     violation_count: int = 0
     overdue: list[UUID] = field(default_factory=list)
@@ -70,33 +68,35 @@ class Report(Struct):
         return bool(self.violation_count or self.overdue_count)
 
 
-def check(store: EventStore[Event], grace: timedelta) -> Report:
+def verify_promise(store: EventStore[Event], grace: timedelta) -> PromiseReport:
     """`grace`: how long after its end a template counts as overdue. Raises DatabaseUnavailable, UnreadableEvent."""
-    report = Report()
-    with snapshot(store.database, 2) as (log, beside):
+    report = PromiseReport()
+    with snapshot(store.database) as (log,):
         (now,) = fetch_one(log, store.database.sql("SELECT {schema}.now_utc()"))
-        with copied(beside, store.database.sql(ALARMS), ("uuid", "timestamptz")) as pairs, streams(log, store) as found:
-            alarms = MergeJoin(pairs)
+        with streams(log, store) as found:
             for stream_id, envelopes in found:
-                _note(report, (surplus(other) for other, _ in alarms.before(stream_id)))
-                _check_stream(report, stream_id, envelopes, alarms.at(stream_id), now - grace)
-            _note(report, (surplus(other) for other, _ in alarms.rest()))
+                _verify_stream(report, stream_id, envelopes, now - grace)
     return report
 
 
-def _check_stream(
-    report: Report, stream_id: UUID, envelopes: list[Envelope[Event]], alarm: datetime | None, overdue_since: datetime
+def _verify_stream(
+    report: PromiseReport, stream_id: UUID, envelopes: list[Envelope[Event]], overdue_since: datetime
 ) -> None:
     report.templates += 1
-    _note(report, ending_violations(stream_id, envelopes))
+    for violation in ending_violations(stream_id, envelopes):
+        report.violation_count += 1
+        report.violations += [violation] if len(report.violations) < MOST_NAMED else []
     state = fold(envelope.event for envelope in envelopes)
     due = due_at(state) if state else None
-    if alarm != due:
-        _note(report, iter([Violation(stream_id, None, f"its alarm is {alarm}, the log says {due}")]))
     if due is not None and due < overdue_since:
         report.overdue_count += 1
         report.overdue += [stream_id] if len(report.overdue) < MOST_NAMED else []
-    _measure(report, envelopes[-1])
+    last = envelopes[-1]
+    if isinstance(last.event, Ended):
+        report.ended[last.event.reason] += 1
+        if last.event.reason is EndReason.EXPIRED:
+            distribution = report.lateness.setdefault(last.cause, LatenessDistribution())
+            distribution.add(last.recorded_at - last.event.ended_at)
 
 
 def ending_violations(stream_id: UUID, envelopes: list[Envelope[Event]]) -> Iterator[Violation]:
@@ -117,27 +117,3 @@ def ending_violations(stream_id: UUID, envelopes: list[Envelope[Event]]) -> Iter
                 )
             if event.ended_at != before.valid_until:
                 yield Violation(stream_id, envelope.position, f"ended_at is {event.ended_at}, not {before.valid_until}")
-
-
-def surplus(stream_id: UUID) -> Violation:
-    return Violation(stream_id, None, "it has an alarm and no events")
-
-
-def _measure(report: Report, last: Envelope[Event]) -> None:
-    if isinstance(last.event, Ended):
-        report.ended[last.event.reason] += 1
-        if last.event.reason is EndReason.EXPIRED:
-            lateness = report.lateness.setdefault(last.cause, Lateness())
-            lateness.add(last.recorded_at - last.event.ended_at)
-
-
-def _note(report: Report, violations: Iterator[Violation]) -> None:
-    report.violations += islice(_counted(report, violations), max(0, MOST_NAMED - len(report.violations)))
-    for _ in _counted(report, violations):
-        pass
-
-
-def _counted(report: Report, violations: Iterator[Violation]) -> Iterator[Violation]:
-    for violation in violations:
-        report.violation_count += 1
-        yield violation

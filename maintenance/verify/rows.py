@@ -7,7 +7,6 @@ their ids, so that memory stays flat; only a projection with other keys is folde
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import datetime
 from random import Random
 from typing import Any, Protocol
 from uuid import UUID
@@ -16,25 +15,22 @@ from msgspec import Struct
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-from coupon_clock.domain.coupon_template import due_at, fold
 from coupon_clock.domain.errors import CouponClockError
 from coupon_clock.domain.events import Event
 from coupon_clock.infrastructure.event_store.bulk_reader import (
     ALL,
     SOME,
     MergeJoin,
-    copied,
     in_position_order,
     snapshot,
     streams,
 )
 from coupon_clock.infrastructure.event_store.store import Envelope, EventStore
 from coupon_clock.infrastructure.postgres.database import Schema
+from coupon_clock.maintenance.verify.alarms import ALARM, AlarmCheck
 from coupon_clock.maintenance.verify.stored_rows import Difference, StoredRows
 from coupon_clock.projections.engine.fold import folded, folded_by_key
 from coupon_clock.projections.engine.projection import Key, Projection, position
-
-ALARM = "alarm"
 
 SINCE = "SELECT DISTINCT originator_id FROM {schema}.event WHERE notification_id > %(since)s"
 SAMPLE = "SELECT DISTINCT {id} FROM {{schema}}.{table} TABLESAMPLE SYSTEM (%(percent)s)"
@@ -73,8 +69,8 @@ def verify(
     with snapshot(store.database, 1 + len(by_stream) + alarms) as (log, *beside), ExitStack() as stack:
         schema = store.database.schema
         ids = None if part.is_all else _ids(log, schema, by_stream, alarms, part)
-        checks: list[Check] = [Rows(stack, c, schema, p, ids) for c, p in zip(beside, by_stream, strict=False)]
-        checks += [Alarms(stack, beside[-1], schema, ids)] if alarms else []
+        checks: list[Check] = [RowCheck(stack, c, schema, p, ids) for c, p in zip(beside, by_stream, strict=False)]
+        checks += [AlarmCheck(stack, beside[-1], store, ids)] if alarms else []
         if checks:
             yield from _differences(log, store, checks, ids)
         for projection in others:
@@ -103,7 +99,7 @@ def _differences(
         yield from check.rest()
 
 
-class Rows:
+class RowCheck:
     """Of a projection whose key is the stream's id."""
 
     def __init__(
@@ -132,31 +128,6 @@ class Rows:
 
     def _surplus(self, rows: Iterable[tuple[UUID, Any]]) -> list[Difference]:
         return [difference for stream_id, row in rows for difference in self._stored.differences(stream_id, row, None)]
-
-
-class Alarms:
-    """Each is due when its stream says."""
-
-    def __init__(
-        self, stack: ExitStack, connection: Connection[TupleRow], schema: Schema, ids: list[UUID] | None
-    ) -> None:
-        where = "" if ids is None else "WHERE stream_id = ANY(%(ids)s::uuid[])"
-        rows = f"SELECT stream_id, due_at FROM {{schema}}.alarm {where} ORDER BY stream_id"
-        statement = f"COPY ({rows}) TO STDOUT (FORMAT BINARY)"
-        alarms = copied(connection, schema.sql(statement), ("uuid", "timestamptz"), {"ids": ids})
-        self._alarms = MergeJoin(stack.enter_context(alarms))
-
-    def of(self, stream_id: UUID, envelopes: list[Envelope[Event]]) -> Iterable[Difference]:
-        surplus = self._surplus(self._alarms.before(stream_id))
-        state = fold(envelope.event for envelope in envelopes)
-        found, should_be = self._alarms.at(stream_id), due_at(state) if state else None
-        return surplus + ([] if found == should_be else [Difference(ALARM, stream_id, "due_at", found, should_be)])
-
-    def rest(self) -> Iterable[Difference]:
-        return self._surplus(self._alarms.rest())
-
-    def _surplus(self, alarms: Iterable[tuple[UUID, datetime]]) -> list[Difference]:
-        return [Difference(ALARM, stream_id, "due_at", due, None) for stream_id, due in alarms]
 
 
 def _ids(

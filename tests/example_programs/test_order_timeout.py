@@ -98,8 +98,8 @@ def test_orders_and_coupons_share_a_database_and_nothing_else(shop, orders, live
         eventually(lambda: len(live.history(SHOP, template.template_id)) == 2)
 
     assert orders.runtime.store.load(template.template_id)[0] == []
-    assert not live.check().found_something
-    assert list(live.verify()) == []
+    assert not live.maintenance.verify_promise().found_something
+    assert list(live.maintenance.verify()) == []
 
 
 @pytest.mark.rocketmq

@@ -88,7 +88,7 @@ def test_the_command_prints_a_line_a_part_and_fails_where_something_is_wrong(dat
         connection.execute("INSERT INTO coupon_clock.alarm VALUES (gen_random_uuid(), '2026-01-01T00:00:00Z')")
     done = doctor(database_url)
     assert done.returncode == 1
-    assert "MEND  reconciler: 1 templates" in done.stdout
+    assert "FIX   reconciler: 1 templates" in done.stdout
 
 
 def doctor(database_url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -152,4 +152,4 @@ def test_its_message_sets_nothing_aside(rocketmq: LocalRocketMQ, settings: Setti
         template = ending_in(3)
         app.execute(template)
         eventually(lambda: not app.is_usable(template.shop_number, template.template_id))
-        assert app.rejected(1) == []
+        assert app.maintenance.rejected(1) == []

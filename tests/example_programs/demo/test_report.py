@@ -7,7 +7,7 @@ from uuid import UUID
 from rich.console import Console, Group
 
 from actions import Template
-from coupon_clock import Report, Violation
+from coupon_clock import PromiseReport, Violation
 from examples import MICROSECOND, MORNING, NOON, SHOP, TEMPLATE, a_template, terminate
 from observer import Seen
 from report import LATEST, broken_promises, percentiles, summary
@@ -17,10 +17,10 @@ AS_PLANNED = Template(SHOP, "Spring sale", NOON, template_id=TEMPLATE)
 NAMED = f"Spring sale ({TEMPLATE})"
 
 
-def broken(after: timedelta | None, check: Report | None = None) -> list[str]:
+def broken(after: timedelta | None, check: PromiseReport | None = None) -> list[str]:
     """`after`: how long after its end the template was seen to have ended, None where it was not."""
     seen = Seen() if after is None else Seen({TEMPLATE: NOON + after})
-    return list(broken_promises(check or Report(), [AS_PLANNED], seen))
+    return list(broken_promises(check or PromiseReport(), [AS_PLANNED], seen))
 
 
 def test_ended_on_time():
@@ -34,7 +34,7 @@ def test_did_not_end():
 
 
 def test_overdue_as_the_check_has_it():
-    assert broken(SOON, Report(overdue=[TEMPLATE])) == [f"{NAMED} did not end"]
+    assert broken(SOON, PromiseReport(overdue=[TEMPLATE])) == [f"{NAMED} did not end"]
 
 
 def test_seen_early():
@@ -48,7 +48,9 @@ def test_seen_more_than_a_second_late():
 
 
 def test_whatever_the_check_finds_is_broken():
-    check = Report(violations=[Violation(TEMPLATE, 7, "it ended again"), Violation(UUID(int=1), 8, "it ended early")])
+    check = PromiseReport(
+        violations=[Violation(TEMPLATE, 7, "it ended again"), Violation(UUID(int=1), 8, "it ended early")]
+    )
 
     assert broken(SOON, check) == [f"{NAMED} it ended again", f"unknown ({UUID(int=1)}) it ended early"]
 
@@ -56,7 +58,7 @@ def test_whatever_the_check_finds_is_broken():
 def test_one_fault_among_many_is_enough():
     other = Template(SHOP, "Other", NOON)
 
-    assert list(broken_promises(Report(), [AS_PLANNED, other], Seen({TEMPLATE: NOON})))
+    assert list(broken_promises(PromiseReport(), [AS_PLANNED, other], Seen({TEMPLATE: NOON})))
 
 
 def test_percentiles_are_by_nearest_rank():

@@ -278,7 +278,7 @@ def test_writers_callers_and_enders_on_common_streams_never_deadlock_and_end_eac
     for each in ids:
         events = [envelope.event for envelope in live.history(SHOP, each)]
         assert [isinstance(event, Ended) for event in events] == [False] * (len(events) - 1) + [True]
-    assert list(live.verify("alarm")) == []
+    assert list(live.maintenance.verify_alarms()) == []
 
 
 def all_over(app: Application, ids: list[UUID]) -> bool:

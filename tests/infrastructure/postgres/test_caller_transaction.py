@@ -112,7 +112,7 @@ def test_a_template_that_ends_soon_is_ended_on_time_after_the_commit(live, conne
         live.execute(template, connection=connection)
         connection.commit()
         eventually(lambda: versions(live, template) == [1, 2])
-    assert not live.check().found_something
+    assert not live.maintenance.verify_promise().found_something
 
 
 # ── is repeated ──────────────────────────────────────────────────────────────────────────────────
@@ -430,11 +430,13 @@ def test_a_template_that_a_caller_holds_across_its_end_makes_no_other_late(live,
     live.execute(increase(held.template_id), connection=connection)
     with live.running():
         eventually(lambda: ended(live) == len(others))
-        assert {late.worst.total_seconds() < 2 for late in live.check().lateness.values()} == {True}
+        assert {late.worst.total_seconds() < 2 for late in live.maintenance.verify_promise().lateness.values()} == {
+            True
+        }
         connection.commit()
         eventually(lambda: ended(live) == len(others) + 1)
     assert versions(live, held) == [1, 2, 3]
 
 
 def ended(live: Application) -> int:
-    return sum(live.check().ended.values())
+    return sum(live.maintenance.verify_promise().ended.values())

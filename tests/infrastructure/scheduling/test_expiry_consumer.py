@@ -165,7 +165,7 @@ def test_what_cannot_be_acted_on_is_set_aside_with_its_reason_and_stops_nothing(
 
     consumer.run_once()
 
-    (rejected,) = app.rejected(10)
+    (rejected,) = app.maintenance.rejected(10)
     assert rejected.body == body[:4096]
     assert rejected.reason
     assert is_ended(app, template)

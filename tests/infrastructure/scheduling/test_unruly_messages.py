@@ -112,7 +112,7 @@ def test_the_final_state_is_the_same_and_receiving_never_stops(undisturbed, app,
     live(app, broker)
     assert final_state(app) == undisturbed
     then_a_new_one_ends_by_its_message(app, broker)
-    assert app.check().violations == []
+    assert app.maintenance.verify_promise().violations == []
 
 
 def test_messages_that_come_a_week_late_change_nothing(undisturbed, app):

@@ -3,7 +3,6 @@
 from datetime import timedelta
 from uuid import uuid4
 
-import psycopg
 import pytest
 
 from coupon_clock.domain.events import Ended, EndReason, Event, StockIncreased
@@ -29,7 +28,7 @@ def ended(app: TestApplication) -> object:
 
 
 def whats(app: TestApplication) -> list[str]:
-    return [violation.what for violation in app.check().violations]
+    return [violation.what for violation in app.maintenance.verify_promise().violations]
 
 
 def test_a_whole_log_has_no_violation_and_says_how_late(app, ended):
@@ -37,7 +36,7 @@ def test_a_whole_log_has_no_violation_and_says_how_late(app, ended):
     app.execute(other)
     app.execute(terminate(other.template_id))
 
-    report = app.check()
+    report = app.maintenance.verify_promise()
 
     assert not report.found_something
     assert report.ended == {"expired": 1, "terminated": 1}
@@ -54,7 +53,7 @@ def test_an_end_that_comes_twice_is_found(app, ended):
 def test_something_after_the_end_is_found_with_its_position(app, ended):
     append(app, ended, 2, StockIncreased(SHOP, 5))
 
-    (violation,) = app.check().violations
+    (violation,) = app.maintenance.verify_promise().violations
     assert (violation.what, violation.position) == ("something happened after its end", 3)
 
 
@@ -74,29 +73,12 @@ def test_another_end_than_the_templates_is_found(app):
     assert whats(app) == [f"ended_at is {EVENING}, not {NOON}"]
 
 
-def test_alarms_that_differ_from_the_log_are_found(app, database_url):
-    missing, moved = a_template(), a_template()
-    app.execute_many([missing, moved])
-    with psycopg.connect(database_url) as connection:
-        connection.execute("DELETE FROM coupon_clock.alarm WHERE stream_id = %s", (missing.template_id,))
-        connection.execute(
-            "UPDATE coupon_clock.alarm SET due_at = %s WHERE stream_id = %s", (EVENING, moved.template_id)
-        )
-        connection.execute("INSERT INTO coupon_clock.alarm VALUES (%s, %s)", (uuid4(), NOON))
-
-    found = whats(app)
-
-    assert f"its alarm is None, the log says {NOON}" in found
-    assert f"its alarm is {EVENING}, the log says {NOON}" in found
-    assert "it has an alarm and no events" in found
-
-
 def test_the_overdue_are_named(app):
     template = a_template(valid_until=NOON)
     app.execute(template)
     app.clock.set(EVENING)
 
-    report = app.check()
+    report = app.maintenance.verify_promise()
 
     assert report.overdue == [template.template_id]
     assert report.found_something

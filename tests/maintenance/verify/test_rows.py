@@ -5,15 +5,19 @@ from uuid import UUID
 
 import pytest
 
-from coupon_clock.maintenance import repair as alarm_table
 from coupon_clock.maintenance.verify.rows import NotInParts, Part
 from coupon_clock.projections.registry import UnknownProjection
-from examples import EVENING, NOON, SHOP, a_template, terminate
+from examples import EVENING, NOON, SHOP, a_template
 from history import given_a_history, run_sql
 
 
 def differences(app, name: str | None = None, **part):
-    return [(d.table, d.id, d.column, d.is_value, d.should_be) for d in app.verify(name, Part(**part))]
+    operations, part = app.maintenance, Part(**part)
+    if name == "alarm":
+        found = operations.verify_alarms(part)
+    else:
+        found = operations.verify_rows(name, part) if name else operations.verify(part)
+    return [(d.table, d.id, d.column, d.is_value, d.should_be) for d in found]
 
 
 def test_a_whole_read_model_has_no_difference(app):
@@ -104,7 +108,7 @@ def test_one_can_be_verified_alone(app, database_url):
     assert [d[0] for d in differences(app, "alarm")] == ["alarm"]
     assert {d[0] for d in differences(app, "shop_month")} == {"shop_month"}
     with pytest.raises(UnknownProjection, match="coupon_template, shop_month"):
-        app.verify("coupons")
+        app.maintenance.verify_rows("coupons")
 
 
 def test_since_a_position_looks_only_at_what_changed_after_it(app, database_url):
@@ -127,43 +131,3 @@ def test_a_sample_of_all_is_all_and_one_of_nothing_is_nothing(app, database_url)
 
     assert len(differences(app, percent=100)) == len(ids) + 1
     assert differences(app, percent=0) == []
-
-
-def test_the_alarms_are_mended_in_place(app, database_url):
-    given_a_history(app)
-    missing, moved, right = (a_template(valid_until=EVENING) for _ in range(3))
-    app.execute_many([missing, moved, right])
-    app.run_due()
-    run_sql(database_url, "DELETE FROM coupon_clock.alarm WHERE stream_id = %s", missing.template_id)
-    run_sql(
-        database_url,
-        "UPDATE coupon_clock.alarm SET due_at = %s, armed_at = now() WHERE stream_id = %s",
-        NOON,
-        moved.template_id,
-    )
-    run_sql(database_url, "UPDATE coupon_clock.alarm SET armed_at = %s WHERE stream_id = %s", NOON, right.template_id)
-    run_sql(database_url, "INSERT INTO coupon_clock.alarm VALUES (gen_random_uuid(), now())")
-
-    assert app.repair_alarms() == 3
-
-    assert differences(app) == []
-    with app.database.connection() as connection:
-        armed = connection.execute("SELECT stream_id FROM coupon_clock.alarm WHERE armed_at IS NOT NULL").fetchall()
-    assert armed == [(right.template_id,)]
-
-
-def test_an_end_that_comes_while_its_alarm_is_being_mended_is_seen_at_a_second_look(app, database_url, monkeypatch):
-    template = a_template(valid_until=EVENING)
-    app.execute(template)
-    run_sql(database_url, "DELETE FROM coupon_clock.alarm")
-    read = alarm_table._due
-
-    def read_and_then_it_ends(*arguments):
-        due = list(read(*arguments))
-        app.execute(terminate(template.template_id))
-        return due
-
-    monkeypatch.setattr(alarm_table, "_due", read_and_then_it_ends)
-    app.repair_alarms()
-
-    assert differences(app, "alarm") == []

@@ -126,7 +126,7 @@ def test_a_table_of_another_shape_is_told_by_name(app, projector, database_url):
     with pytest.raises(ReadModelOutdated):
         projector.run_once()
 
-    app.rebuild()
+    app.maintenance.rebuild()
     assert len(app.page(SHOP).views) == 1
 
 
@@ -134,7 +134,7 @@ def test_a_batch_that_began_before_a_swap_writes_nothing(app, projector, databas
     template = a_template(stock=10)
     app.execute(template)
     projector.run_once()
-    app.rebuild()
+    app.maintenance.rebuild()
     app.execute(increase(template.template_id, by=5))
 
     with pytest.raises(CheckpointLost):
@@ -154,4 +154,4 @@ def test_what_is_shown_is_what_the_log_says_after_any_batches(app, database_url)
             one.release()
 
     assert app.find(SHOP, template.template_id).stock == 17
-    assert list(app.verify()) == []
+    assert list(app.maintenance.verify()) == []

@@ -67,10 +67,10 @@ def test_it_makes_the_rows_that_the_projector_made(app, database_url, name):
     made = rows(database_url, name)
     spoil(database_url, name)
 
-    done = app.rebuild(name, options())
+    done = app.maintenance.rebuild(name, options())
 
     assert rows(database_url, name) == made
-    assert list(app.verify()) == []
+    assert list(app.maintenance.verify()) == []
     assert done.events == done.position == value(database_url, "SELECT count(*) FROM coupon_clock.event")
 
 
@@ -79,14 +79,14 @@ def test_several_processes_make_the_same_rows(app, database_url):
     made = rows(database_url)
     spoil(database_url, "coupon_template")
 
-    app.rebuild(options=options(jobs=2))
+    app.maintenance.rebuild(options=options(jobs=2))
 
     assert rows(database_url) == made
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_of_an_empty_log_it_makes_an_empty_table(app, database_url, name):
-    assert app.rebuild(name, options()).position == 0
+    assert app.maintenance.rebuild(name, options()).position == 0
     assert rows(database_url, name) == []
 
 
@@ -106,7 +106,7 @@ def test_the_new_table_has_the_keys_indexes_and_grants_of_the_old_and_leaves_not
     run_sql(database_url, "GRANT SELECT ON coupon_clock.coupon_template TO PUBLIC")
     made, before = shape(), tables(database_url)
 
-    app.rebuild()
+    app.maintenance.rebuild()
 
     assert shape() == made
     assert tables(database_url) == before
@@ -117,23 +117,23 @@ def test_the_old_table_can_be_kept(app, database_url):
     given_a_history(app)
     spoil(database_url, "coupon_template")
     for _ in range(2):
-        app.rebuild(options=options(keep_old=True))
+        app.maintenance.rebuild(options=options(keep_old=True))
 
     assert len(rows(database_url, "coupon_template_old")) == len(rows(database_url))
-    assert list(app.verify()) == []
+    assert list(app.maintenance.verify()) == []
 
 
 def test_a_view_on_the_old_table_is_told_and_keeps_the_next_rebuild_from_beginning(app, database_url):
     given_a_history(app)
     run_sql(database_url, "CREATE VIEW ours AS SELECT name FROM coupon_clock.coupon_template")
-    app.rebuild()
-    assert list(app.verify()) == []
+    app.maintenance.rebuild()
+    assert list(app.maintenance.verify()) == []
 
     with pytest.raises(OldTableInUse, match="view ours"):
-        app.rebuild()
+        app.maintenance.rebuild()
 
     run_sql(database_url, "DROP VIEW ours")
-    app.rebuild()
+    app.maintenance.rebuild()
 
 
 def test_a_rehearsal_reads_everything_and_writes_nothing(app, database_url):
@@ -141,7 +141,7 @@ def test_a_rehearsal_reads_everything_and_writes_nothing(app, database_url):
     spoil(database_url, "coupon_template")
     before = rows(database_url), tables(database_url)
 
-    counted = {name: app.dry_run(name).rows for name in NAMES}
+    counted = {name: app.maintenance.dry_run(name).rows for name in NAMES}
 
     assert counted == {name: len(rows(database_url, name)) for name in NAMES}
     assert (rows(database_url), tables(database_url)) == before
@@ -152,9 +152,9 @@ def test_a_projection_that_was_never_made_is_made_by_a_rebuild(app, database_url
     run_sql(database_url, "DROP TABLE coupon_clock.shop_month")
     run_sql(database_url, "DELETE FROM coupon_clock.checkpoint WHERE name = 'shop_month'")
 
-    app.rebuild("shop_month")
+    app.maintenance.rebuild("shop_month")
 
-    assert list(app.verify()) == []
+    assert list(app.maintenance.verify()) == []
 
 
 # ── while others work ────────────────────────────────────────────────────────────────────────────
@@ -204,7 +204,7 @@ def test_what_happens_after_the_position_was_decided_is_applied_once(app, planne
         assert swap(run) is not None
 
     assert {view.stock for view in app.page(SHOP).views} == {15}
-    assert list(app.verify("coupon_template")) == []
+    assert list(app.maintenance.verify_rows("coupon_template")) == []
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -214,12 +214,12 @@ def test_commands_and_projectors_run_on_and_no_event_is_lost(app, busy, name):
     eventually(lambda: busy() > 50)
 
     for jobs in (1, 2):
-        app.rebuild(name, options(jobs=jobs))
-        assert list(app.verify()) == []
+        app.maintenance.rebuild(name, options(jobs=jobs))
+        assert list(app.maintenance.verify()) == []
 
     last = app.execute(increase(given.template_id, by=1))
     assert app.find(SHOP, given.template_id, at_least=last.position).position == last.position
-    assert list(app.verify()) == []
+    assert list(app.maintenance.verify()) == []
 
 
 def test_a_shadow_that_is_behind_the_live_rows_is_not_swapped_in(app, database_url):
@@ -245,7 +245,7 @@ def test_a_long_reader_holds_up_the_swap_and_no_other_reader(app, database_url):
         assert thread.is_alive()
 
     thread.join()
-    assert list(app.verify()) == []
+    assert list(app.maintenance.verify()) == []
 
 
 def test_readers_that_never_end_are_named_and_what_was_done_is_kept(app, database_url):
@@ -254,19 +254,19 @@ def test_readers_that_never_end_are_named_and_what_was_done_is_kept(app, databas
     with psycopg.connect(database_url) as reader:
         (pid,) = reader.execute("SELECT pg_backend_pid() FROM coupon_clock.coupon_template").fetchone()
         with pytest.raises(SwapBlocked, match=str(pid)):
-            app.rebuild(options=options(swap_patience_s=0))
+            app.maintenance.rebuild(options=options(swap_patience_s=0))
     assert rows(database_url)[0][-1] == -1
 
-    assert app.rebuild(options=options(resume=True)).events == 0
-    assert list(app.verify()) == []
+    assert app.maintenance.rebuild(options=options(resume=True)).events == 0
+    assert list(app.maintenance.verify()) == []
 
 
 def test_a_second_rebuild_is_told_who_runs_the_first(app):
     with only_run(app.store, TEMPLATE_ROWS):
         with pytest.raises(RebuildRunning, match=f"process {os.getpid()}"):
-            app.rebuild()
-        app.rebuild("shop_month")
-    app.rebuild()
+            app.maintenance.rebuild()
+        app.maintenance.rebuild("shop_month")
+    app.maintenance.rebuild()
 
 
 # ── interrupted ──────────────────────────────────────────────────────────────────────────────────
@@ -298,7 +298,7 @@ def test_killed_after_any_step_nothing_live_changed_and_it_can_be_gone_on_with(a
 def resumed(app: Application, name: str) -> bool:
     """PostgreSQL takes a moment to notice who died."""
     try:
-        app.rebuild(name, options(resume=True))
+        app.maintenance.rebuild(name, options(resume=True))
     except RebuildRunning:
         return False
     return True
@@ -310,7 +310,7 @@ def test_a_worker_that_is_killed_leaves_its_chunks_to_the_others(app, database_u
     with planned() as run:
         assert claim(run, uuid4())
 
-    app.rebuild(options=options(resume=True))
+    app.maintenance.rebuild(options=options(resume=True))
 
     assert rows(database_url) == made
 
@@ -333,10 +333,10 @@ def test_chunks_of_another_shadow_are_left_alone(app, database_url):
         "INSERT INTO coupon_clock.rebuild_chunk (shadow, through, planned) VALUES ('other', gen_random_uuid(), 1)",
     )
 
-    app.rebuild(options=options())
+    app.maintenance.rebuild(options=options())
 
     assert value(database_url, "SELECT count(*) FROM coupon_clock.rebuild_chunk WHERE claimed_by IS NULL") == 1
-    assert list(app.verify()) == []
+    assert list(app.maintenance.verify()) == []
 
 
 def test_what_another_fold_version_began_is_not_gone_on_with(app, database_url):
@@ -344,19 +344,19 @@ def test_what_another_fold_version_began_is_not_gone_on_with(app, database_url):
     with psycopg.connect(database_url) as reader:
         reader.execute("SELECT FROM coupon_clock.coupon_template")
         with pytest.raises(SwapBlocked):
-            app.rebuild(options=options(swap_patience_s=0))
+            app.maintenance.rebuild(options=options(swap_patience_s=0))
     run_sql(database_url, "UPDATE coupon_clock.checkpoint SET fold_version = 7 WHERE name = 'coupon_template_shadow'")
 
     with pytest.raises(ShadowOfOtherFold, match="without --resume"):
-        app.rebuild(options=options(resume=True))
+        app.maintenance.rebuild(options=options(resume=True))
 
-    app.rebuild()
-    assert list(app.verify()) == []
+    app.maintenance.rebuild()
+    assert list(app.maintenance.verify()) == []
 
 
 def test_resuming_where_nothing_was_begun_begins(app):
     given_a_history(app)
-    assert app.rebuild(options=options(resume=True)).events > 0
+    assert app.maintenance.rebuild(options=options(resume=True)).events > 0
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -366,7 +366,7 @@ def test_an_event_that_cannot_be_read_ends_it_and_nothing_live_changed(app, data
     append_unreadable(database_url)
 
     with pytest.raises(UnreadableEvent, match=r"CouponTemplate\.Folded"):
-        app.rebuild(name, options(jobs=2))
+        app.maintenance.rebuild(name, options(jobs=2))
 
     assert rows(database_url, name) == made
 

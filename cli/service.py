@@ -1,0 +1,41 @@
+"""`migrate` and `run`."""
+
+import signal
+from threading import Event
+from typing import Annotated
+
+import typer
+
+from coupon_clock.app import Application
+from coupon_clock.cli.output import out
+from coupon_clock.infrastructure.loop import tune_interpreter
+from coupon_clock.infrastructure.settings import Settings
+from coupon_clock.runtime import ROLES, Role
+
+
+def migrate() -> None:
+    """Make the tables, or bring them up to date."""
+    numbers = Application.migrate(Settings.load())
+    out.print(f"applied migrations {', '.join(map(str, numbers))}" if numbers else "the schema is up to date")
+
+
+def run(
+    role: Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(ROLES)}; repeat it for several.")] = None,
+) -> None:
+    """Run all loops, or some, until Ctrl-C or SIGTERM; what is in hand is finished first."""
+    roles = roles_named(role)
+    stop = Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    with Application.open() as app:
+        tune_interpreter()
+        with app.running(roles):
+            stop.wait()
+
+
+def roles_named(names: list[str] | None) -> list[Role]:
+    roles = [role for role in ROLES if not names or role in names]
+    unknown = set(names or ()) - set(ROLES)
+    if unknown:
+        raise typer.BadParameter(f"{', '.join(sorted(unknown))} is not a role; the roles are {', '.join(ROLES)}")
+    return roles

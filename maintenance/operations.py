@@ -1,0 +1,107 @@
+"""What an operator does with an open application: `app.maintenance`."""
+
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from typing import Any
+
+from coupon_clock.infrastructure.messaging.rejected import Rejected
+from coupon_clock.infrastructure.scheduling.due_result import DueResult
+from coupon_clock.maintenance import repair
+from coupon_clock.maintenance.verify import promise, rows
+from coupon_clock.maintenance.verify.promise import PromiseReport
+from coupon_clock.maintenance.verify.rows import Part
+from coupon_clock.maintenance.verify.stored_rows import Difference
+from coupon_clock.projections.engine.projection import Projection
+from coupon_clock.projections.rebuild.dry_run import DryRun, dry_run
+from coupon_clock.projections.rebuild.rebuild import Progress, RebuildOptions, Rebuilt, no_progress, rebuild
+from coupon_clock.projections.registry import PROJECTIONS, projection_named
+from coupon_clock.runtime import Runtime
+
+LIVE = PROJECTIONS[0].name
+NO_OPTIONS = RebuildOptions()
+ALL_STREAMS = Part()
+
+
+class Maintenance:
+    """Every method raises DatabaseUnavailable; safe on a running system."""
+
+    def __init__(self, runtime: Runtime[Any, Any, Any]) -> None:
+        self._runtime = runtime
+        self._store = runtime.store
+
+    # ── made anew ────────────────────────────────────────────────────────────────────────────────
+
+    def rebuild(
+        self, name: str = LIVE, options: RebuildOptions = NO_OPTIONS, progress: Progress = no_progress
+    ) -> Rebuilt:
+        """Replays the log into new rows of that projection and swaps them in. `progress(step, done, total)`, in events.
+
+        Raises UnknownProjection, RebuildRunning, ShadowOfOtherFold, SwapBlocked, UnreadableEvent; the live rows are
+        then as they were.
+        """
+        return rebuild(self._store, projection_named(name), options, progress)
+
+    def dry_run(self, name: str = LIVE, progress: Progress = no_progress) -> DryRun:
+        """Reads and folds what a rebuild would, and writes nothing. Raises as `rebuild` does."""
+        return dry_run(self._store, projection_named(name), progress)
+
+    def repair_alarms(self) -> int:
+        """Brings the alarm table in place to what the log says, prepared endings included.
+
+        Returns how many alarms were wrong. Raises UnreadableEvent.
+        """
+        return repair.repair_alarms(self._store)
+
+    # ── compared with the log ────────────────────────────────────────────────────────────────────
+
+    def verify_promise(self) -> PromiseReport:
+        """Proves from the log alone that what ended did so once, last and not early, and says how late.
+
+        Raises UnreadableEvent.
+        """
+        settings = self._runtime.settings
+        return promise.verify_promise(
+            self._store, timedelta(seconds=settings.reconcile_grace + settings.reconcile_interval)
+        )
+
+    def verify(self, part: Part = ALL_STREAMS) -> Iterator[Difference]:
+        """Returns the differences of `verify_rows` and `verify_alarms`, all in one snapshot."""
+        return rows.verify(self._store, self._projections(part), True, part)
+
+    def verify_rows(self, name: str | None = None, part: Part = ALL_STREAMS) -> Iterator[Difference]:
+        """Returns every difference between a projection and a fresh fold of the log, in one snapshot; by default of all
+        projections, or of all that can be verified in parts.
+
+        Raises UnknownProjection, NotInParts, ReadModelOutdated, UnreadableEvent.
+        """
+        if name is not None:
+            return rows.verify(self._store, [projection_named(name)], False, part)
+        return rows.verify(self._store, self._projections(part), False, part)
+
+    def verify_alarms(self, part: Part = ALL_STREAMS) -> Iterator[Difference]:
+        """Returns every difference between the alarms, with their endings, and the log. Raises UnreadableEvent."""
+        return rows.verify(self._store, [], True, part)
+
+    def _projections(self, part: Part) -> list[Projection[Any]]:
+        return [projection for projection in PROJECTIONS if part.is_all or projection.one_row_a_stream]
+
+    # ── the messages ─────────────────────────────────────────────────────────────────────────────
+
+    def rearm(self, progress: Callable[[int], object]) -> int:
+        """Marks all alarms unarmed, for a broker that lost its store; the relays publish them again.
+
+        Returns how many. Stopped in between, it can be run again.
+        """
+        return self._runtime.rearm(progress)
+
+    def rejected(self, limit: int = 1_000) -> list[Rejected]:
+        """Returns messages that could not be acted on, the oldest first."""
+        return self._runtime.rejected.oldest(limit)
+
+    def retry_rejected(self, messages: Sequence[Rejected]) -> list[DueResult]:
+        """Handles the templates that these messages mean, now. Returns Failed for what is no readable message."""
+        return self._runtime.retry_rejected(messages)
+
+    def drop_rejected(self, ids: Sequence[int] | None = None) -> int:
+        """Forgets these, or all. Returns how many there were."""
+        return self._runtime.rejected.drop(ids)
