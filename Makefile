@@ -9,7 +9,7 @@ PACKAGES := cli domain importing infrastructure local_servers maintenance projec
 SOURCES := $(sort $(wildcard *.py) $(shell find $(PACKAGES) -name '*.py' -o -name '*.sql' -o -name '*.txt'))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint format docs clean check-python
+.PHONY: help setup demo test test-fast test-long lint format docs clean check-python
 
 help:  ## Show this list.
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -24,6 +24,9 @@ test: setup lint  ## Run all tests, on real PostgreSQL and RocketMQ.
 
 test-fast: setup  ## Run all tests that need no RocketMQ.
 	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not rocketmq"
+
+test-long: setup  ## Run the slow proofs; docs/tested.md keeps their last output.
+	@$(BIN)/python docs/keep_tested.py
 
 lint: setup  ## Check style, types and the direction of imports.
 	@$(BIN)/ruff check .
