@@ -34,7 +34,6 @@ from coupon_clock.domain.errors import (
     InvalidCommand,
     OutcomeUnknown,
     Problem,
-    ReadModelBehind,
 )
 from coupon_clock.domain.events import (
     ConsumeRule,
@@ -64,7 +63,7 @@ from coupon_clock.maintenance.verify.stored_rows import Difference
 from coupon_clock.projections import coupon_templates as read_model
 from coupon_clock.projections import shop_months
 from coupon_clock.projections.coupon_templates import TEMPLATE_ROWS, Filters, Page, TemplateRow, TemplateView
-from coupon_clock.projections.engine.projection import Projection, ReadModelOutdated
+from coupon_clock.projections.engine.projection import Projection, ReadModelBehind, ReadModelOutdated
 from coupon_clock.projections.engine.projection import position as rows_are_at
 from coupon_clock.projections.query_validation import template_problems
 from coupon_clock.projections.rebuild.rebuild import (

@@ -95,22 +95,11 @@ SECTIONS: Sections = (
         "For tests",
         "",
         (
-            (
-                "testing/__init__.py",
-                (
-                    "throw_away_database",
-                    "open_test_application",
-                    "ManualClock",
-                    "TestApplication",
-                    "TestRuntime",
-                    "given",
-                    "when",
-                    "then",
-                    "then_nothing",
-                    "then_refused",
-                    "run_due",
-                ),
-            ),
+            ("testing/databases.py", ("throw_away_database",)),
+            ("testing/application.py", ("open_test_application", "TestApplication", "TestRuntime", "run_due")),
+            ("testing/clock.py", ("ManualClock",)),
+            ("testing/decider_spec.py", ("DeciderSpec",)),
+            ("testing/given_when_then.py", ("given", "when", "then", "then_nothing", "then_refused")),
         ),
     ),
 )

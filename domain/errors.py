@@ -65,14 +65,6 @@ class CommandConflict(CouponClockError):
 
 @dataclass(eq=False)
 class OutcomeUnknown(CouponClockError):
-    """PostgreSQL's answer to command {command_id} was lost: send the same command again, it has no second effect."""
+    """The answer to command {command_id} was lost: send the same command again, it has no second effect."""
 
     command_id: UUID
-
-
-@dataclass(eq=False)
-class ReadModelBehind(CouponClockError):
-    """The read model is at position {position}, not yet at {at_least}: is a projector running?"""
-
-    position: int
-    at_least: int

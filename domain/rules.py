@@ -190,7 +190,7 @@ def at_most(field: str, text: str, longest: int) -> Problems:
 
 
 def storable(field: str, text: str) -> Problems:
-    """PostgreSQL's text holds any character but NUL, and UTF-8 no lone surrogate."""
+    """What is stored as text holds any character but NUL, and UTF-8 no lone surrogate."""
     if "\0" in text or not is_utf8(text):
         yield Problem(field, text, "must not contain NUL or half of a surrogate pair")
 

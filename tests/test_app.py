@@ -10,9 +10,9 @@ from coupon_clock.domain.errors import (
     CouponTemplateNotFound,
     CouponTemplateOver,
     InvalidCommand,
-    ReadModelBehind,
 )
 from coupon_clock.domain.events import Ended, EndReason, ValidityChanged
+from coupon_clock.projections.engine.projection import ReadModelBehind
 from coupon_clock.testing import given, then, then_nothing, then_refused, when
 from examples import (
     EVENING,

@@ -2,8 +2,9 @@
 
 import os
 from collections import deque
+from collections.abc import Sequence
 from threading import Condition, Event, Thread
-from typing import Any, Generic
+from typing import Generic
 from uuid import UUID
 
 from coupon_clock.domain.decider import Command, State
@@ -109,9 +110,8 @@ class SharedQueue(Generic[State, Command, DecidedEvent]):
     def _shared(self, ticket: Ticket[Command, DecidedEvent]) -> Executed[DecidedEvent] | CouponClockError:
         with self._changed:
             self._queue.append(ticket)
-            if self._server is None or not self._server.is_alive():
-                self._server = Thread(target=self._serve, name="coupon-clock-commands", daemon=True)
-                self._server.start()
+            if self._server is None:
+                self._start_server()
             self._changed.notify()
         if not ticket.done.wait(self._limit_s):
             with self._changed:
@@ -127,15 +127,31 @@ class SharedQueue(Generic[State, Command, DecidedEvent]):
 
     def _serve(self) -> None:
         while tickets := self._next():
-            outcomes: Any = [OutcomeUnknown(ticket.command.command_id) for ticket in tickets]
             try:
                 outcomes = self._handler.attempt([ticket.command for ticket in tickets], longest_wait=EACH_WAIT)
-            finally:
-                for ticket, outcome in zip(tickets, outcomes, strict=True):
-                    ticket.outcome = outcome
-                    ticket.done.set()
+            except BaseException:
+                with self._changed:
+                    self._server = None
+                    if self._queue:
+                        self._start_server()
+                self._release(tickets, [OutcomeUnknown(ticket.command.command_id) for ticket in tickets])
+                raise
+            self._release(tickets, outcomes)
             for outcome in outcomes:
                 self._note_length(outcome)
+
+    def _start_server(self) -> None:
+        self._server = Thread(target=self._serve, name="coupon-clock-commands", daemon=True)
+        self._server.start()
+
+    def _release(
+        self,
+        tickets: Sequence[Ticket[Command, DecidedEvent]],
+        outcomes: Sequence[Executed[DecidedEvent] | CouponClockError],
+    ) -> None:
+        for ticket, outcome in zip(tickets, outcomes, strict=True):
+            ticket.outcome = outcome
+            ticket.done.set()
 
     def _next(self) -> list[Ticket[Command, DecidedEvent]]:
         """What waits, in the order of arrival; nothing once this is closed."""

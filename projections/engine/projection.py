@@ -55,6 +55,14 @@ class ReadModelTooNew(ReadModelOutdated):
 `coupon-clock rebuild {name}`."""
 
 
+@dataclass(eq=False)
+class ReadModelBehind(CouponClockError):
+    """The read model is at position {position}, not yet at {at_least}: is a projector running?"""
+
+    position: int
+    at_least: int
+
+
 CHECKPOINT = "SELECT position, fold_version FROM {schema}.checkpoint WHERE name = %s"
 
 

@@ -6,9 +6,24 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from coupon_clock.domain.commands import Command
-from coupon_clock.domain.coupon_template import CouponTemplate, decide, due_at, evolve, fold, has_content_of
-from coupon_clock.domain.errors import CommandConflict, CouponTemplateNotFound, CouponTemplateOver, InvalidCommand
+from coupon_clock.domain.coupon_template import (
+    COUPON_TEMPLATES,
+    CouponTemplate,
+    due_at,
+    evolve,
+    fold,
+    has_content_of,
+)
+from coupon_clock.domain.errors import (
+    CommandConflict,
+    CouponClockError,
+    CouponTemplateNotFound,
+    CouponTemplateOver,
+    InvalidCommand,
+)
 from coupon_clock.domain.events import Ended, EndReason, Event, StockIncreased, ValidityChanged
+from coupon_clock.testing.decider_spec import DeciderSpec
+from coupon_clock.testing.given_when_then import given, then, then_refused, when
 from examples import (
     EVENING,
     EXPIRED_AT_NOON,
@@ -46,27 +61,18 @@ INCREASED = StockIncreased(SHOP, 5)
 CHANGED = ValidityChanged(SHOP, MORNING, EVENING)
 
 
-class Life:
-    """`given(what happened).when(command, at).then(what follows)`"""
-
-    def __init__(self, events: list[Event]) -> None:
-        self.state: CouponTemplate | None = fold(events)
-
-    def when(self, command: Command, at=MORNING) -> "Life":
-        self.command, self.at = command, at
-        return self
-
-    def then(self, expected: list[Event]) -> None:
-        assert decide(self.state, self.command, self.at) == expected
-
-    def then_refused(self, error: type[Exception]) -> str:
-        with pytest.raises(error) as refused:
-            decide(self.state, self.command, self.at)
-        return str(refused.value)
+Spec = DeciderSpec[CouponTemplate, Command, Event]
 
 
-def given(*events: Event) -> Life:
-    return Life(list(events))
+def history(*events: Event, at=MORNING) -> Spec:
+    spec: Spec = DeciderSpec(COUPON_TEMPLATES, now=at)
+    given(spec, *events)
+    return spec
+
+
+def refused(spec: Spec, command: Command, error: type[CouponClockError]) -> str:
+    when(spec, command)
+    return str(then_refused(spec, error))
 
 
 def name(value: object) -> str:
@@ -77,27 +83,39 @@ def name(value: object) -> str:
 
 
 def test_a_template_is_created_with_its_name_trimmed_and_all_else_as_given():
-    given().when(a_template(template_id=TEMPLATE, name="  Spring sale ")).then([created(name="Spring sale")])
+    spec = history()
+    when(spec, a_template(template_id=TEMPLATE, name="  Spring sale "))
+    then(spec, created(name="Spring sale"))
 
 
 def test_stock_is_increased():
-    given(*ACTIVE).when(INCREASE).then([INCREASED])
+    spec = history(*ACTIVE)
+    when(spec, INCREASE)
+    then(spec, INCREASED)
 
 
 def test_a_validity_is_changed():
-    given(*ACTIVE).when(CHANGE).then([CHANGED])
+    spec = history(*ACTIVE)
+    when(spec, CHANGE)
+    then(spec, CHANGED)
 
 
 def test_a_template_is_terminated_now():
-    given(*ACTIVE).when(TERMINATE, at=MORNING).then([Ended(SHOP, EndReason.TERMINATED, MORNING)])
+    spec = history(*ACTIVE, at=MORNING)
+    when(spec, TERMINATE)
+    then(spec, Ended(SHOP, EndReason.TERMINATED, MORNING))
 
 
 def test_a_template_expires_at_its_end():
-    given(*ACTIVE).when(EXPIRE, at=NOON).then([Ended(SHOP, EndReason.EXPIRED, NOON)])
+    spec = history(*ACTIVE, at=NOON)
+    when(spec, EXPIRE)
+    then(spec, Ended(SHOP, EndReason.EXPIRED, NOON))
 
 
 def test_a_template_can_be_changed_before_it_begins():
-    given(created(valid_from=NOON, valid_until=EVENING)).when(INCREASE, at=MORNING).then([INCREASED])
+    spec = history(created(valid_from=NOON, valid_until=EVENING), at=MORNING)
+    when(spec, INCREASE)
+    then(spec, INCREASED)
 
 
 # ── it is ignored ────────────────────────────────────────────────────────────────────────────────
@@ -106,27 +124,39 @@ def test_a_template_can_be_changed_before_it_begins():
 @pytest.mark.parametrize("past", [ACTIVE, EXPIRED, TERMINATED, FULL], ids=["active", "expired", "terminated", "full"])
 @pytest.mark.parametrize("at", [MORNING, NOON, EVENING])
 def test_creating_again_what_exists_is_ignored_at_any_time(past, at):
-    given(*past).when(CREATE, at).then(NOTHING)
+    spec = history(*past, at=at)
+    when(spec, CREATE)
+    then(spec)
 
 
 def test_creating_again_is_judged_by_what_was_created_not_by_what_became_of_it():
-    given(*ACTIVE, INCREASED, CHANGED).when(CREATE).then(NOTHING)
+    spec = history(*ACTIVE, INCREASED, CHANGED)
+    when(spec, CREATE)
+    then(spec)
 
 
 @pytest.mark.parametrize("ended", [EXPIRED, TERMINATED], ids=["expired", "terminated"])
 @pytest.mark.parametrize("command", [TERMINATE, EXPIRE], ids=name)
 @pytest.mark.parametrize("at", [MORNING, NOON, EVENING])
 def test_ending_what_has_ended_is_ignored(ended, command, at):
-    given(*ended).when(command, at).then(NOTHING)
+    spec = history(*ended, at=at)
+    when(spec, command)
+    then(spec)
 
 
 def test_expiring_is_ignored_until_the_very_end():
-    given(*ACTIVE).when(EXPIRE, at=NOON - MICROSECOND).then(NOTHING)
+    spec = history(*ACTIVE, at=NOON - MICROSECOND)
+    when(spec, EXPIRE)
+    then(spec)
 
 
 def test_expiring_at_the_old_end_is_ignored_once_the_end_has_moved():
-    given(*ACTIVE, CHANGED).when(EXPIRE, at=NOON).then(NOTHING)
-    given(*ACTIVE, CHANGED).when(EXPIRE, at=EVENING).then([Ended(SHOP, EndReason.EXPIRED, EVENING)])
+    spec = history(*ACTIVE, CHANGED, at=NOON)
+    when(spec, EXPIRE)
+    then(spec)
+    spec = history(*ACTIVE, CHANGED, at=EVENING)
+    when(spec, EXPIRE)
+    then(spec, Ended(SHOP, EndReason.EXPIRED, EVENING))
 
 
 # ── it is refused ────────────────────────────────────────────────────────────────────────────────
@@ -136,12 +166,12 @@ def test_expiring_at_the_old_end_is_ignored_once_the_end_has_moved():
 @pytest.mark.parametrize("command", [INCREASE, CHANGE], ids=name)
 @pytest.mark.parametrize("at", [MORNING, NOON - MICROSECOND, NOON, EVENING])
 def test_what_has_ended_cannot_be_changed(ended, command, at):
-    given(*ended).when(command, at).then_refused(CouponTemplateOver)
+    refused(history(*ended, at=at), command, CouponTemplateOver)
 
 
 @pytest.mark.parametrize("command", ALL_BUT_CREATE, ids=name)
 def test_what_does_not_exist_is_not_found(command):
-    given().when(command).then_refused(CouponTemplateNotFound)
+    refused(history(), command, CouponTemplateNotFound)
 
 
 @pytest.mark.parametrize("past", [ACTIVE, EXPIRED, TERMINATED, FULL], ids=["active", "expired", "terminated", "full"])
@@ -156,16 +186,16 @@ def test_what_does_not_exist_is_not_found(command):
     ids=name,
 )
 def test_another_shops_template_cannot_be_told_from_none(past, at, command):
-    of_none = given().when(command, at).then_refused(CouponTemplateNotFound)
-    assert given(*past).when(command, at).then_refused(CouponTemplateNotFound) == of_none
+    of_none = refused(history(at=at), command, CouponTemplateNotFound)
+    assert refused(history(*past, at=at), command, CouponTemplateNotFound) == of_none
 
 
 def test_a_refusal_says_since_when_the_template_is_over():
-    assert "over since 2026-03-01T12:00:00.000000Z" in given(*ACTIVE).when(INCREASE, EVENING).then_refused(
-        CouponTemplateOver
+    assert "over since 2026-03-01T12:00:00.000000Z" in refused(
+        history(*ACTIVE, at=EVENING), INCREASE, CouponTemplateOver
     )
-    assert "over since 2026-03-01T08:00:00.000000Z" in given(*TERMINATED).when(INCREASE, EVENING).then_refused(
-        CouponTemplateOver
+    assert "over since 2026-03-01T08:00:00.000000Z" in refused(
+        history(*TERMINATED, at=EVENING), INCREASE, CouponTemplateOver
     )
 
 
@@ -186,7 +216,7 @@ def test_a_refusal_says_since_when_the_template_is_over():
     ids=str,
 )
 def test_a_taken_id_with_other_content_conflicts_whoever_owns_it(past, given_otherwise):
-    given(*past).when(a_template(template_id=TEMPLATE, **given_otherwise)).then_refused(CommandConflict)
+    refused(history(*past), a_template(template_id=TEMPLATE, **given_otherwise), CommandConflict)
 
 
 def test_every_field_is_content():
@@ -213,18 +243,15 @@ OVER = [NOON, NOON + MICROSECOND, NOON + timedelta(days=365)]
     ids=["create", "create otherwise", "increase", "change", "terminate", "expire"],
 )
 def test_a_command_is_judged_by_the_end_whether_it_is_recorded_or_not(command, before, since):
-    then(given(*ACTIVE).when(command, LAST_MOMENT), before)
-    for at in OVER:
-        then(given(*ACTIVE).when(command, at), since)
-
-
-def then(life: Life, expected: list[Event] | type[Exception]) -> None:
-    life.then(expected) if isinstance(expected, list) else life.then_refused(expected)
+    for at, expected in [(LAST_MOMENT, before), *((at, since) for at in OVER)]:
+        spec = history(*ACTIVE, at=at)
+        when(spec, command)
+        then(spec, *expected) if isinstance(expected, list) else then_refused(spec, expected)
 
 
 def test_what_is_over_is_refused_before_its_rules_are_looked_at():
-    given(*ACTIVE).when(increase(TEMPLATE, by=0), at=NOON).then_refused(CouponTemplateOver)
-    given(*FULL).when(INCREASE, at=NOON).then_refused(CouponTemplateOver)
+    refused(history(*ACTIVE, at=NOON), increase(TEMPLATE, by=0), CouponTemplateOver)
+    refused(history(*FULL, at=NOON), INCREASE, CouponTemplateOver)
 
 
 # ── how long a stream may be ─────────────────────────────────────────────────────────────────────
@@ -232,14 +259,22 @@ def test_what_is_over_is_refused_before_its_rules_are_looked_at():
 
 @pytest.mark.parametrize(("command", "event"), [(INCREASE, INCREASED), (CHANGE, CHANGED)], ids=name)
 def test_the_ten_thousandth_event_is_the_last(command, event):
-    given(*FULL[:-1]).when(command).then([event])
-    assert "10,000 events" in given(*FULL).when(command).then_refused(InvalidCommand)
+    spec = history(*FULL[:-1])
+    when(spec, command)
+    then(spec, event)
+    assert "10,000 events" in refused(history(*FULL), command, InvalidCommand)
 
 
 def test_even_a_full_stream_can_end():
-    given(*FULL).when(TERMINATE, at=MORNING).then([TERMINATED_IN_THE_MORNING])
-    given(*FULL).when(TERMINATE, at=NOON).then([EXPIRED_AT_NOON])
-    given(*FULL).when(EXPIRE, at=NOON).then([EXPIRED_AT_NOON])
+    spec = history(*FULL, at=MORNING)
+    when(spec, TERMINATE)
+    then(spec, TERMINATED_IN_THE_MORNING)
+    spec = history(*FULL, at=NOON)
+    when(spec, TERMINATE)
+    then(spec, EXPIRED_AT_NOON)
+    spec = history(*FULL, at=NOON)
+    when(spec, EXPIRE)
+    then(spec, EXPIRED_AT_NOON)
 
 
 # ── the same id again ────────────────────────────────────────────────────────────────────────────
