@@ -37,6 +37,7 @@ from coupon_clock.infrastructure.postgres.caller_transaction import enlist
 from coupon_clock.infrastructure.postgres.database import Database, Schema, connect
 from coupon_clock.infrastructure.postgres.errors import DatabaseUnavailable
 from coupon_clock.infrastructure.postgres.server_clock import ServerClock
+from coupon_clock.infrastructure.progress import Progress, no_progress
 from coupon_clock.infrastructure.scheduling.alarms import Alarms
 from coupon_clock.infrastructure.scheduling.due_result import (
     Completed,
@@ -223,7 +224,7 @@ class Runtime(Generic[State, Command, Event]):
 
     # ── the messages ─────────────────────────────────────────────────────────────────────────────
 
-    def rearm(self, progress: Callable[[int], object]) -> int:
+    def rearm(self, progress: Progress = no_progress) -> int:
         """Marks all alarms unarmed, for a broker that lost its store; the relays publish them again.
 
         Answers how many. Stopped in between, it can be run again. Raises DatabaseUnavailable.
@@ -232,7 +233,7 @@ class Runtime(Generic[State, Command, Event]):
         rearmed = 0
         while some := self.alarms.rearm(started_at, REARM_BATCH):
             rearmed += some
-            progress(rearmed)
+            progress("rearming", rearmed, None)
         return rearmed
 
     def retry_rejected(self, messages: Sequence[Rejected]) -> list[DueResult]:
@@ -302,7 +303,7 @@ class Runtime(Generic[State, Command, Event]):
             migrations.check(connection, schema)
             self.store.learn_time()
             if failover_detected(connection, schema):
-                rearmed = self.rearm(lambda done: None)
+                rearmed = self.rearm()
                 log.warning("the log was restored or failed over", action="rearm", alarms=rearmed)
             remember_cluster(connection, schema)
 

@@ -16,10 +16,12 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 from uuid import uuid4
 
+from rich.console import Console
+
 from coupon_clock.app import Application, ConsumeRule, CreateCouponTemplate, ReceiveRule, ThresholdAmount
+from coupon_clock.infrastructure.progress import shown_progress
 from coupon_clock.infrastructure.telemetry import log_to_stderr
-from coupon_clock.local_servers.progress import shown
-from coupon_clock.local_servers.servers import Broker, LocalServers, temporary_servers
+from coupon_clock.local_servers.servers import BrokerKind, LocalServers, temporary_servers
 
 SHOP = 1
 FILL = 5_000
@@ -95,11 +97,11 @@ def tell(figures: Iterable[Figure], as_json: bool) -> int:
 
 
 @contextmanager
-def servers(broker: Broker) -> Iterator[LocalServers]:
+def servers(broker: BrokerKind) -> Iterator[LocalServers]:
     """Throw-away ones, for as long as the block lasts."""
     with (
         TemporaryDirectory(prefix="coupon-clock-benchmark-", ignore_cleanup_errors=True) as folder,
-        shown() as progress,
+        shown_progress(Console(stderr=True)) as progress,
         temporary_servers(Path(folder), broker, progress) as running,
     ):
         yield running

@@ -11,7 +11,7 @@ from coupon_clock.app import Application
 from coupon_clock.cli.output import FOUND_SOMETHING, INTERRUPTED, WRONG_USE, JsonOption, err, out, print_json
 from coupon_clock.domain.errors import CouponClockError
 from coupon_clock.importing.files import Format, format_of, line_count, opened
-from coupon_clock.importing.importer import Refused, Tally, import_records, records_of
+from coupon_clock.importing.importer import RefusedLine, Tally, import_records, records_of
 from coupon_clock.infrastructure.progress import shown_progress
 
 
@@ -35,12 +35,12 @@ def import_file(
         with opened(file) as stream:
             records = records_of(stream, data_format or format_of(file))
             total = line_count(file)
-            with Application.open() as app, shown_progress(err, "importing", after) as progress:
+            with Application.open() as app, shown_progress(err, after) as progress:
                 for imported in import_records(app, records, after):
                     for refused in imported.refused:
                         print_refused(refused, as_json)
                     done.add(imported)
-                    progress(done.through, total)
+                    progress("importing", done.through, total)
     except KeyboardInterrupt:
         print_stopped("stopped.", file, data_format, done, as_json)
         raise typer.Exit(INTERRUPTED) from None
@@ -56,7 +56,7 @@ def import_file(
     raise typer.Exit(FOUND_SOMETHING if done.refused else 0)
 
 
-def print_refused(refused: Refused, as_json: bool) -> None:
+def print_refused(refused: RefusedLine, as_json: bool) -> None:
     if as_json:
         print_json(refused._asdict())
     else:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from coupon_clock.cli.output import FOUND_SOMETHING, JsonOption, out, print_json
+from coupon_clock.cli.output import FOUND_SOMETHING, JsonOption, err, out, print_json
 
 commands = typer.Typer(help="PostgreSQL and RocketMQ for development, under one folder.", no_args_is_help=True)
 
@@ -18,11 +18,11 @@ DEFAULT_FOLDER = Path(".local")
 @commands.command()
 def up(folder: Folder = DEFAULT_FOLDER, env: EnvOption = False, memory: MemoryOption = False) -> None:
     """Start what is not running; the servers stay up until `down`."""
-    from coupon_clock.local_servers.progress import shown
+    from coupon_clock.infrastructure.progress import shown_progress
     from coupon_clock.local_servers.servers import LocalServers
 
     servers = LocalServers(folder, "memory" if memory else "rocketmq")
-    with shown() as progress:
+    with shown_progress(err) as progress:
         servers.up(progress)
     print_environment(servers.environment(), env)
 

@@ -1,13 +1,12 @@
 """`rebuild` and `rearm`: what is derived, made anew."""
 
-from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
 from coupon_clock.app import Application
 from coupon_clock.cli.output import INTERRUPTED, err, out
-from coupon_clock.infrastructure.progress import shown_progress
+from coupon_clock.infrastructure.progress import Progress, shown_progress
 from coupon_clock.maintenance.verify.alarms import ALARM
 from coupon_clock.projections.rebuild.rebuild import RebuildOptions
 from coupon_clock.projections.registry import PROJECTIONS
@@ -28,19 +27,17 @@ def rebuild(
     """Replay the log into new rows and swap them in; commands and queries go on. Alarms are repaired in place."""
     options = RebuildOptions(resume=resume, events_per_s=throttle, jobs=jobs, keep_old=keep_old)
     try:
-        with Application.open() as app, shown_progress(err, "replaying") as progress:
-            message = rebuilt(app, name, options, dry_run, lambda step, done, total: progress(done, total, step))
+        with Application.open() as app, shown_progress(err) as progress:
+            message = rebuilt(app, name, options, dry_run, progress)
     except KeyboardInterrupt:
         err.print(f"stopped; nothing live has changed. Go on with: coupon-clock rebuild {name} --resume")
         raise typer.Exit(INTERRUPTED) from None
     out.print(message)
 
 
-def rebuilt(
-    app: Application, name: str, options: RebuildOptions, dry_run: bool, progress: Callable[[str, int, int], object]
-) -> str:
+def rebuilt(app: Application, name: str, options: RebuildOptions, dry_run: bool, progress: Progress) -> str:
     if name == ALARM:
-        return f"{app.maintenance.repair_alarms():,} alarms were mended"
+        return f"{app.maintenance.repair_alarms():,} alarms were repaired"
     if dry_run:
         dry = app.maintenance.dry_run(name, progress)
         return f"{name}: {dry.events:,} events make {dry.rows:,} rows, read and folded in {dry.seconds:.1f} s"
@@ -50,6 +47,6 @@ def rebuilt(
 
 def rearm() -> None:
     """Publish all alarms again: for a broker that lost its store. Stopped in between, it can be run again."""
-    with Application.open() as app, shown_progress(err, "rearming") as progress:
-        rearmed = app.maintenance.rearm(lambda done: progress(done, None))
+    with Application.open() as app, shown_progress(err) as progress:
+        rearmed = app.maintenance.rearm(progress)
     out.print(f"{rearmed:,} alarms are to be published again by the relays")

@@ -18,7 +18,7 @@ from coupon_clock.domain.commands import CreateCouponTemplate
 from coupon_clock.domain.errors import CouponClockError, Problem
 from coupon_clock.domain.rules import is_utf8
 from coupon_clock.importing.files import LONGEST_LINE, numbered_lines
-from coupon_clock.importing.record import Fields, NotATemplate, Record, refuse_broken_texts
+from coupon_clock.importing.record import Fields, NotATemplate, TemplateRecord, refuse_broken_texts
 
 WHOLE_NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,99})")
 
@@ -32,11 +32,11 @@ class HeaderUnusable(CouponClockError):
         self.columns = ", ".join(COLUMNS)
 
 
-def csv_records(stream: BinaryIO) -> Iterator[Record]:
+def csv_records(stream: BinaryIO) -> Iterator[TemplateRecord]:
     """Blank lines are passed over. Raises HeaderUnusable, at once."""
     rows = read_rows(numbered_lines(stream))
     columns = columns_of(next(rows, None))
-    return (Record(row.first, row.last, partial(fields_of, columns, row.cells)) for row in rows)
+    return (TemplateRecord(row.first, row.last, partial(fields_of, columns, row.cells)) for row in rows)
 
 
 # ── columns ──────────────────────────────────────────────────────────────────────────────────────
@@ -72,7 +72,7 @@ COLUMNS = {str(column): column for column in declared(CreateCouponTemplate)}
 GROUPS = {column.group for column in COLUMNS.values()}
 
 
-def columns_of(header: "Row | None") -> list[Column]:
+def columns_of(header: "CsvRow | None") -> list[Column]:
     """Raises HeaderUnusable."""
     if header is None:
         raise HeaderUnusable("the file is empty")
@@ -124,7 +124,7 @@ def number(column: Column, cell: str) -> int:
 # ── rows ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-class Row(NamedTuple):
+class CsvRow(NamedTuple):
     """The lines of a file from `first` to `last`. `cells`: or why there are none."""
 
     first: int
@@ -136,7 +136,7 @@ class RowTooLong(Exception):
     """More lines than any template takes."""
 
 
-def read_rows(lines: Iterator[tuple[int, bytes]]) -> Iterator[Row]:
+def read_rows(lines: Iterator[tuple[int, bytes]]) -> Iterator[CsvRow]:
     source = LinesOfARow(lines)
     reader = csv.reader(source, strict=True)
     while True:
@@ -149,7 +149,7 @@ def read_rows(lines: Iterator[tuple[int, bytes]]) -> Iterator[Row]:
         if cells is None:
             return
         if cells:
-            yield Row(source.first, source.last, cells)
+            yield CsvRow(source.first, source.last, cells)
 
 
 def what_is_wrong(source: "LinesOfARow", error: Exception) -> str:

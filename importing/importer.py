@@ -13,14 +13,14 @@ from coupon_clock.domain.errors import CouponClockError, OutcomeUnknown
 from coupon_clock.importing.csv_records import csv_records
 from coupon_clock.importing.files import Format
 from coupon_clock.importing.json_lines import json_records
-from coupon_clock.importing.record import NotATemplate, Record, command_of
+from coupon_clock.importing.record import NotATemplate, TemplateRecord, command_of
 from coupon_clock.infrastructure.event_store.safety import UnsafeLog
 from coupon_clock.infrastructure.postgres.errors import DatabaseUnavailable
 
 CHUNK = 1_000
 
 
-class Refused(NamedTuple):
+class RefusedLine(NamedTuple):
     """One record that did not go in; `line`: the one that it begins with, from 1."""
 
     line: int
@@ -32,7 +32,7 @@ class Imported(NamedTuple):
     line `through` is then done."""
 
     accepted: int
-    refused: list[Refused]
+    refused: list[RefusedLine]
     through: int
 
 
@@ -51,7 +51,7 @@ class Tally:
         return f"{self.accepted:,} templates imported, {self.refused:,} lines refused"
 
 
-def records_of(stream: BinaryIO, data_format: Format) -> Iterator[Record]:
+def records_of(stream: BinaryIO, data_format: Format) -> Iterator[TemplateRecord]:
     """Raises HeaderUnusable, at once; FileUnreadable, whenever."""
     match data_format:
         case Format.CSV:
@@ -60,7 +60,7 @@ def records_of(stream: BinaryIO, data_format: Format) -> Iterator[Record]:
             return json_records(stream)
 
 
-def import_records(app: Application, records: Iterable[Record], after: int = 0) -> Iterator[Imported]:
+def import_records(app: Application, records: Iterable[TemplateRecord], after: int = 0) -> Iterator[Imported]:
     """The result of each chunk, in order. Those that end with line `after`, or before it, are passed over.
 
     Raises DatabaseUnavailable, OutcomeUnknown, UnsafeLog: what was not yielded may be in or not, and can be sent again.
@@ -70,17 +70,17 @@ def import_records(app: Application, records: Iterable[Record], after: int = 0) 
         yield _import_chunk(app, chunk)
 
 
-def _import_chunk(app: Application, chunk: list[Record]) -> Imported:
-    refused: list[Refused] = []
+def _import_chunk(app: Application, chunk: list[TemplateRecord]) -> Imported:
+    refused: list[RefusedLine] = []
     commands: dict[int, CreateCouponTemplate] = {}
     for record in chunk:
         try:
             commands[record.first] = command_of(record)
         except NotATemplate as reason:
-            refused.append(Refused(record.first, str(reason)))
+            refused.append(RefusedLine(record.first, str(reason)))
     for line, outcome in zip(commands, app.execute_many(list(commands.values())), strict=True):
         if isinstance(outcome, DatabaseUnavailable | OutcomeUnknown | UnsafeLog):
             raise outcome
         if isinstance(outcome, CouponClockError):
-            refused.append(Refused(line, str(outcome)))
+            refused.append(RefusedLine(line, str(outcome)))
     return Imported(len(chunk) - len(refused), sorted(refused), chunk[-1].last)

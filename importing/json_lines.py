@@ -9,14 +9,14 @@ from typing import BinaryIO
 import msgspec
 
 from coupon_clock.importing.files import LONGEST_LINE, is_too_long, numbered_lines
-from coupon_clock.importing.record import Fields, NotATemplate, Record, refuse_broken_texts
+from coupon_clock.importing.record import Fields, NotATemplate, TemplateRecord, refuse_broken_texts
 
 
-def json_records(stream: BinaryIO) -> Iterator[Record]:
+def json_records(stream: BinaryIO) -> Iterator[TemplateRecord]:
     """Blank lines are passed over."""
     for number, line in numbered_lines(stream):
         if not line.isspace():
-            yield Record(number, number, partial(fields_of, line))
+            yield TemplateRecord(number, number, partial(fields_of, line))
 
 
 def fields_of(line: bytes) -> Fields:

@@ -32,7 +32,7 @@ class NotATemplate(Exception):
     """Why a record cannot become a template, in words that name the field."""
 
 
-class Record(NamedTuple):
+class TemplateRecord(NamedTuple):
     """The lines of a file from `first` to `last`, read only when they are needed: `fields()` raises NotATemplate."""
 
     first: int
@@ -40,7 +40,7 @@ class Record(NamedTuple):
     fields: Callable[[], Fields]
 
 
-def command_of(record: Record) -> CreateCouponTemplate:
+def command_of(record: TemplateRecord) -> CreateCouponTemplate:
     """Raises NotATemplate. A field that nobody knows is refused: a misspelt one would be missed too late."""
     fields = record.fields()
     try:

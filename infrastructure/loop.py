@@ -11,13 +11,12 @@ from msgspec import Struct
 
 from coupon_clock.domain.errors import CouponClockError
 from coupon_clock.infrastructure import telemetry
+from coupon_clock.infrastructure.backoff import Backoff
 from coupon_clock.infrastructure.notifier import Wait
 
 Counts = Counter[str]
 """What one tick did, by name; empty when there was nothing to do."""
 
-SHORTEST_BACK_OFF_S = 0.1
-LONGEST_BACK_OFF_S = 2.0
 LONGEST_STOP_S = 15
 
 GARBAGE_THRESHOLDS = (50_000, 20, 20)
@@ -48,24 +47,24 @@ class Loop(Struct, frozen=True):
     wait: Wait
 
     def run_forever(self, stop: Event) -> None:
-        back_off = 0.0
+        backoff = Backoff()
         while not stop.is_set():
             try:
                 counts = self.run_once()
             except Exception as error:
-                back_off = min(max(2 * back_off, SHORTEST_BACK_OFF_S), LONGEST_BACK_OFF_S)
-                self._report(error, back_off)
-                stop.wait(back_off)
+                backoff.failed()
+                self._report(error, backoff.remaining())
+                stop.wait(backoff.remaining())
             else:
-                back_off = 0.0
+                backoff.succeeded()
                 telemetry.count(self.role, counts)
                 if not counts:
                     self.wait(self.idle)
 
-    def _report(self, error: Exception, back_off: float) -> None:
+    def _report(self, error: Exception, seconds: float) -> None:
         telemetry.failed(self.role)
         unexpected = not isinstance(error, CouponClockError)
-        log.warning("again", action="back_off", role=self.role, seconds=back_off, why=str(error), exc_info=unexpected)
+        log.warning("again", action="back_off", role=self.role, seconds=seconds, why=str(error), exc_info=unexpected)
 
 
 def start(loops: Sequence[Loop], stop: Event) -> list[Thread]:

@@ -1,58 +1,102 @@
-"""How a long command tells a person how far it is: a bar on a terminal, a plain line now and then when piped."""
+"""How long work shows how far it is: bars on a terminal, a plain line now and then when piped."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Lock
 from time import monotonic
+from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as RichProgress
 from rich.text import Text
 
 PLAIN_LINE_EVERY_S = 2.0
 
 
+class Progress(Protocol):
+    """Called with the step, how much of it is done and how much there is (None where nobody knows), in any unit; from
+    any thread. Another step begins a count of its own."""
+
+    def __call__(self, step: str, done: int, total: int | None, /) -> object: ...
+
+
+def no_progress(step: str, done: int, total: int | None) -> None:
+    """For callers with nobody watching."""
+
+
 @contextmanager
-def shown_progress(console: Console, what: str, first: int = 0) -> Iterator["ProgressOf"]:
-    """`first`: what was done before, and so does not count for the rate."""
+def shown_progress(
+    console: Console, done_before: int = 0, line_every_s: float = PLAIN_LINE_EVERY_S
+) -> Iterator[Progress]:
+    """`done_before`: what does not count for the rate of the first step."""
     if not console.is_terminal:
-        yield ProgressOf(console, what, first, None)
+        yield PlainLines(console, done_before, line_every_s)
         return
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), RateColumn(), TimeRemainingColumn()
     )  # fmt: skip
-    with Progress(*columns, console=console) as bar:
-        yield ProgressOf(console, what, first, bar)
+    with RichProgress(*columns, console=console) as bars:
+        yield Bars(bars, done_before)
 
 
-class ProgressOf:
-    """`progress(done, total)`, with rate and time left; another `what` begins a new step."""
+class Bars:
+    """One bar a step."""
 
-    def __init__(self, console: Console, what: str, first: int, bar: Progress | None) -> None:
+    def __init__(self, bars: RichProgress, done_before: int) -> None:
+        self._bars = bars
+        self._done_before = done_before
+        self._lock = Lock()
+        self._tasks: dict[str, TaskID] = {}
+
+    def __call__(self, step: str, done: int, total: int | None) -> None:
+        with self._lock:
+            if step not in self._tasks:
+                first = 0 if self._tasks else self._done_before
+                self._tasks[step] = self._bars.add_task(step, total=total, completed=first)
+            self._bars.update(self._tasks[step], completed=done, total=total)
+
+
+class PlainLines:
+    """A line a step now and then, and one when it is done."""
+
+    def __init__(self, console: Console, done_before: int, line_every_s: float) -> None:
         self._console = console
-        self._bar = bar
-        self._task = bar.add_task(what, total=None, completed=first) if bar else None
-        self._what, self._first = what, first
-        self._began_at = self._told_at = monotonic()
+        self._done_before = done_before
+        self._line_every_s = line_every_s
+        self._lock = Lock()
+        self._first: dict[str, tuple[int, float]] = {}
+        self._printed_at: dict[str, float] = {}
 
-    def __call__(self, done: int, total: int | None, what: str | None = None) -> None:
-        if what is not None and what != self._what:
-            self._begin(what, done)
-        if self._bar and self._task is not None:
-            self._bar.update(self._task, description=self._what, completed=done, total=total)
-        elif monotonic() - self._told_at >= PLAIN_LINE_EVERY_S:
-            self._console.print(f"{self._what}: {self._measured(done, total)}", highlight=False, soft_wrap=True)
-            self._told_at = monotonic()
+    def __call__(self, step: str, done: int, total: int | None) -> None:
+        now = monotonic()
+        with self._lock:
+            if step not in self._first:
+                self._first[step] = (done if self._first else self._done_before, now)
+                self._printed_at[step] = now
+            if total and done >= total and self._printed_at[step] != float("inf"):
+                self._printed_at[step] = float("inf")
+                self._print(f"{step}: done")
+            elif now - self._printed_at[step] >= self._line_every_s:
+                self._printed_at[step] = now
+                self._print(f"{step}: {self._measured(step, done, total, now)}")
 
-    def _begin(self, what: str, done: int) -> None:
-        self._what, self._first = what, done
-        self._began_at = self._told_at = monotonic()
-        if self._bar and self._task is not None:
-            self._bar.reset(self._task)
-
-    def _measured(self, done: int, total: int | None) -> str:
-        rate = (done - self._first) / max(monotonic() - self._began_at, 1e-6)
+    def _measured(self, step: str, done: int, total: int | None, now: float) -> str:
+        first, began_at = self._first[step]
+        rate = (done - first) / max(now - began_at, 1e-6)
         left = f", {(total - done) / rate:,.0f} s left" if total and rate else ""
         return f"{done:,}{f' of {total:,}' if total else ''}, {rate:,.0f} a second{left}"
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, highlight=False, soft_wrap=True)
 
 
 class RateColumn(ProgressColumn):

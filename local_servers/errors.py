@@ -46,7 +46,7 @@ class DataFolderOccupied(CouponClockError):
 
 @dataclass(eq=False)
 class FolderUnusable(CouponClockError):
-    """{folder} cannot be used for local servers ({reason}): mend that, or choose another folder."""
+    """{folder} cannot be used for local servers ({reason}): correct that, or choose another folder."""
 
     folder: Path
     reason: str

@@ -7,16 +7,14 @@ things, but takes a Java machine and 4.5 s for each. Source: org.apache.rocketmq
 import json
 import socket
 import struct
-from collections.abc import Mapping, Sequence
 from typing import BinaryIO
 
-UPDATE_TOPIC, UPDATE_BROKER, ROUTE_OF_TOPIC, UPDATE_GROUP, CREATE_USER, CREATE_ACL = 17, 25, 105, 200, 3001, 3006
-ADMINISTRATION = (UPDATE_TOPIC, UPDATE_BROKER, ROUTE_OF_TOPIC, UPDATE_GROUP, CREATE_USER, CREATE_ACL)
+UPDATE_TOPIC, UPDATE_BROKER, ROUTE_OF_TOPIC, UPDATE_GROUP = 17, 25, 105, 200
 SUCCESS, TOPIC_NOT_EXIST = 0, 17
 PERMISSION_READ_WRITE = 6
 
 
-class Refused(Exception):
+class RequestRefused(Exception):
     """The server's answer was an error: its code and remark."""
 
     def __init__(self, code: int, remark: str) -> None:
@@ -45,22 +43,6 @@ def make_group(broker_port: int, group: str) -> None:
     request(broker_port, UPDATE_GROUP, {}, json.dumps({"groupName": group}).encode())
 
 
-def make_user(broker_port: int, name: str, password: str) -> None:
-    """Create a user who may do nothing yet."""
-    user = {"username": name, "password": password, "userType": "Normal", "userStatus": "enable"}
-    request(broker_port, CREATE_USER, {"username": name}, json.dumps(user).encode())
-
-
-def allow(broker_port: int, user: str, rights: Mapping[str, Sequence[str]]) -> None:
-    """Let a user do that and nothing else: `Pub`, `Sub` or both, by `Topic:NAME` or `Group:NAME`."""
-    entries = [
-        {"resource": resource, "actions": actions, "sourceIps": [], "decision": "Allow"}
-        for resource, actions in rights.items()
-    ]
-    acl = {"subject": f"User:{user}", "policies": [{"policyType": "Custom", "entries": entries}]}
-    request(broker_port, CREATE_ACL, {"subject": f"User:{user}"}, json.dumps(acl).encode())
-
-
 def register_now(broker_port: int) -> None:
     """Have a broker tell its name server all it has. Setting its permission, to what it is, does that."""
     request(broker_port, UPDATE_BROKER, {}, f"brokerPermission={PERMISSION_READ_WRITE}".encode())
@@ -70,7 +52,7 @@ def knows_route(port: int, topic: str) -> bool:
     """Whether a name server or a proxy can say where the topic lives."""
     try:
         request(port, ROUTE_OF_TOPIC, {"topic": topic})
-    except Refused as refusal:
+    except RequestRefused as refusal:
         if refusal.code == TOPIC_NOT_EXIST:
             return False
         raise
@@ -87,7 +69,7 @@ def request(port: int, code: int, fields: dict[str, object], body: bytes = b"") 
         with connection.makefile("rb") as stream:
             answer = read_header(stream)
     if answer["code"] != SUCCESS:
-        raise Refused(answer["code"], str(answer.get("remark")))
+        raise RequestRefused(answer["code"], str(answer.get("remark")))
 
 
 def texts(fields: dict[str, object]) -> dict[str, str]:

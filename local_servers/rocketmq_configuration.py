@@ -3,11 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
-from pydantic import SecretStr
-
-from coupon_clock.local_servers import remoting
 from coupon_clock.local_servers.ports import is_free
 
 CLUSTER = "DefaultCluster"
@@ -48,21 +44,15 @@ class Ports:
         return all(map(is_free, self.all()))
 
 
-class Credentials(NamedTuple):
-    """As RocketMQ's clients give them."""
-
-    access_key: str
-    secret_key: SecretStr
+Further = dict[str, object]
+"""Settings beside those that are needed here."""
 
 
-def configure(folder: Path, ports: Ports, owner: Credentials | None) -> None:
-    """Write `name-server.conf`, `broker.conf` and `proxy.json` into the folder. `owner`: who may do all, where others
-    are to be refused."""
-    broker_access = access_control(BROKER_STORES, owner) if owner else {}
-    proxy_access = access_control(PROXY_STORES, owner) if owner else {}
+def configure(folder: Path, ports: Ports, further_broker: Further, further_proxy: Further) -> None:
+    """Write `name-server.conf`, `broker.conf` and `proxy.json` into the folder."""
     (folder / "name-server.conf").write_text(properties(name_server(ports)))
-    (folder / "broker.conf").write_text(properties(broker(folder, ports) | broker_access))
-    (folder / "proxy.json").write_text(json.dumps(proxy(ports) | proxy_access, indent=2))
+    (folder / "broker.conf").write_text(properties(broker(folder, ports) | further_broker))
+    (folder / "proxy.json").write_text(json.dumps(proxy(ports) | further_proxy, indent=2))
 
 
 def name_server(ports: Ports) -> dict[str, object]:
@@ -83,9 +73,9 @@ def broker(folder: Path, ports: Ports) -> dict[str, object]:
         "storePathCommitLog": folder / "store" / "commitlog",
         "autoCreateTopicEnable": False,  # a topic made by accident would not be one for delayed messages
         "mappedFileSizeCommitLog": 64 * 1024 * 1024,  # each file is made at its full size; the default is 1 GB
-        "maxMessageSize": 256
-        * 1024,  # each thread that stores keeps a buffer of this size; 4 MB each outgrow this heap
-        "timerPrecisionMs": 100,  # FACTS: on a shared broker keep 1000
+        # Each thread that stores keeps a buffer of this size; 4 MB each outgrow this heap.
+        "maxMessageSize": 256 * 1024,
+        "timerPrecisionMs": 100,  # on a shared broker keep 1000
         "diskMaxUsedSpaceRatio": 99,  # a developer's disk is often fuller than the 75 % at which messages are dropped
     }
 
@@ -97,34 +87,6 @@ def proxy(ports: Ports) -> dict[str, object]:
         "namesrvAddr": f"127.0.0.1:{ports.name_server}",
         "grpcServerPort": ports.grpc,
         "remotingListenPort": ports.proxy_remoting,
-    }
-
-
-AUTH = "org.apache.rocketmq.auth"
-BROKER_STORES = {
-    "authenticationMetadataProvider": f"{AUTH}.authentication.provider.LocalAuthenticationMetadataProvider",
-    "authorizationMetadataProvider": f"{AUTH}.authorization.provider.LocalAuthorizationMetadataProvider",
-}
-PROXY_STORES = {
-    "authenticationMetadataProvider": "org.apache.rocketmq.proxy.auth.ProxyAuthenticationMetadataProvider",
-    "authorizationMetadataProvider": "org.apache.rocketmq.proxy.auth.ProxyAuthorizationMetadataProvider",
-}
-
-
-def access_control(stores: dict[str, str], owner: Credentials) -> dict[str, object]:
-    """Clients must sign, and may do only what they are allowed to. Our own administration is let through unsigned."""
-    name, secret = owner.access_key, owner.secret_key.get_secret_value()
-    administration = ",".join(map(str, remoting.ADMINISTRATION))
-    return {
-        **stores,
-        "authenticationEnabled": True,
-        "authenticationProvider": f"{AUTH}.authentication.provider.DefaultAuthenticationProvider",
-        "authenticationWhitelist": administration,
-        "authorizationEnabled": True,
-        "authorizationProvider": f"{AUTH}.authorization.provider.DefaultAuthorizationProvider",
-        "authorizationWhitelist": administration,
-        "initAuthenticationUser": json.dumps({"username": name, "password": secret}),
-        "innerClientAuthenticationCredentials": json.dumps({"accessKey": name, "secretKey": secret}),
     }
 
 

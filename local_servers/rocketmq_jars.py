@@ -18,9 +18,9 @@ from threading import Event, Lock
 import requests
 from jgo.maven import MavenContext, PythonResolver
 
+from coupon_clock.infrastructure.progress import Progress, no_progress
 from coupon_clock.local_servers.errors import JarDamaged, JarNotDownloaded
 from coupon_clock.local_servers.folder_lock import locked
-from coupon_clock.local_servers.progress import Progress, silent
 
 VERSION = "5.5.0"
 THREADS = 8
@@ -71,7 +71,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "coupon-clock"
 
 
-def rocketmq_jars(progress: Progress = silent) -> Path:
+def rocketmq_jars(progress: Progress = no_progress) -> Path:
     """The folder that holds all of RocketMQ's jars, those missing or cut short fetched first."""
     folder = cache_folder() / f"rocketmq-{VERSION}"
     jars = pinned()

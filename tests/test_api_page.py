@@ -35,7 +35,9 @@ def test_every_error_is_in_the_module_named():
 
 
 def test_errors_of_an_import_and_those_with_a_name_that_others_have_too_are_listed():
-    assert {"FileUnreadable", "HeaderUnusable", "Refused"} <= {name for name, _ in ERROR.findall(BY_HEADING["Errors"])}
+    assert {"FileUnreadable", "HeaderUnusable", "RocketMQRefused"} <= {
+        name for name, _ in ERROR.findall(BY_HEADING["Errors"])
+    }
 
 
 def test_a_context_manager_is_shown_with_what_it_gives():

@@ -131,7 +131,7 @@ def test_a_wiped_broker_is_healed_by_rearming(database_url, fragile_rocketmq):
         fragile_rocketmq.start()
         fragile_rocketmq.provision(TOPIC, GROUP)
 
-        assert app.maintenance.rearm(lambda done: None) == 20
+        assert app.maintenance.rearm() == 20
         eventually(lambda: all_armed(app))
         eventually(lambda: all_ended(app, templates), within=60)
         then_the_promise_holds(app)

@@ -45,7 +45,7 @@ def main() -> None:
 def run(settings: Settings) -> list[str]:
     """Returns the promises that were broken, in words."""
     memory = MemoryBroker()
-    memory.wants_ahead = ARMING_WINDOW  # it has no setting for it, and its 30 s leave nothing to see
+    memory.arming_window = ARMING_WINDOW  # it has no setting for it, and its 30 s leave nothing to see
     name, broker = ("RocketMQ", None) if settings.rocketmq_endpoints else ("the in-process broker", memory)
     title = f"Coupon Clock on {name}: messages are sent {ARMING_WINDOW.seconds} s before the end"
     Application.migrate(settings)

@@ -10,13 +10,14 @@ from signal import SIG_IGN, SIGINT, SIGTERM, signal
 
 import psycopg
 import structlog
+from rich.console import Console
 from structlog.dev import ConsoleRenderer
 from structlog.processors import TimeStamper, add_log_level
 
 from actions import ARMING_WINDOW, LEAD
 from coupon_clock import CouponClockError, Settings
-from coupon_clock.local_servers.progress import shown
-from coupon_clock.local_servers.servers import Broker, LocalServers, named_if_unusable
+from coupon_clock.infrastructure.progress import shown_progress
+from coupon_clock.local_servers.servers import BrokerKind, LocalServers, named_if_unusable
 from coupon_clock.testing import in_database
 
 
@@ -42,13 +43,13 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def environment(folder: Path, broker: Broker) -> Iterator[Settings]:
+def environment(folder: Path, broker: BrokerKind) -> Iterator[Settings]:
     """Yields settings for the servers in that folder, started or taken over. They are killed at the end; data stays."""
     for name in [name for name in os.environ if name.startswith("COUPON_CLOCK_")]:
         del os.environ[name]  # this shell may point at other servers
     servers = LocalServers(folder, broker)
     try:
-        with shown() as progress:
+        with shown_progress(Console(stderr=True)) as progress:
             servers.up(progress)
         log = structlog.WriteLoggerFactory((folder / "demo.log").open("w", buffering=1))  # out of the table's way
         times, plain = TimeStamper(fmt="iso", utc=True), ConsoleRenderer(colors=False)

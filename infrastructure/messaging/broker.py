@@ -52,7 +52,7 @@ class Broker(Protocol):
     """
 
     name: str
-    wants_ahead: timedelta
+    arming_window: timedelta
     """How far ahead of their due time it wants alarms."""
     forgets: bool
     """Whether what was published is gone when this process ends."""

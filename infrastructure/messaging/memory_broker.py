@@ -21,7 +21,7 @@ class MemoryBroker:
     """
 
     name = "memory"
-    wants_ahead = timedelta(seconds=30)
+    arming_window = timedelta(seconds=30)
     forgets = True
     receivers = 1
 

@@ -28,7 +28,7 @@ class Relay:
 
     def run_once(self) -> Counts:
         """A crash before `publish` leaves alarms to whoever comes when the lease is over; one after it sends twice."""
-        alarms = self._alarms.claim(ahead=self._broker.wants_ahead, limit=BATCH)
+        alarms = self._alarms.claim(ahead=self._broker.arming_window, limit=BATCH)
         if not alarms:
             return Counts()
         stored = self._publish(alarms)

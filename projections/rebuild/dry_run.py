@@ -8,9 +8,9 @@ from msgspec import Struct
 from coupon_clock.infrastructure.event_store.bulk_reader import in_position_order, snapshot, streams
 from coupon_clock.infrastructure.event_store.store import EventStore
 from coupon_clock.infrastructure.postgres.database import fetch_one
+from coupon_clock.infrastructure.progress import Progress
 from coupon_clock.projections.engine.fold import folded, folded_by_key
 from coupon_clock.projections.engine.projection import Projection
-from coupon_clock.projections.rebuild.run import Progress
 
 PROGRESS_EVERY_ROWS = 10_000
 

@@ -12,17 +12,16 @@ from msgspec import Struct
 
 from coupon_clock.infrastructure.event_store.store import EventStore
 from coupon_clock.infrastructure.postgres.errors import translate_errors
+from coupon_clock.infrastructure.progress import Progress, no_progress
 from coupon_clock.projections.engine.projection import Projection
 from coupon_clock.projections.rebuild.catch_up import catch_up
 from coupon_clock.projections.rebuild.plan import ShadowOfOtherFold, plan
 from coupon_clock.projections.rebuild.replay import index
 from coupon_clock.projections.rebuild.run import (
     NO_OPTIONS,
-    Progress,
     RebuildOptions,
     RebuildRunning,
     Step,
-    no_progress,
     nothing_after,
     only_run,
 )
@@ -31,13 +30,11 @@ from coupon_clock.projections.rebuild.workers import replay, workers_for
 
 __all__ = [
     "OldTableInUse",
-    "Progress",
     "RebuildOptions",
     "RebuildRunning",
     "Rebuilt",
     "ShadowOfOtherFold",
     "SwapBlocked",
-    "no_progress",
     "rebuild",
 ]
 

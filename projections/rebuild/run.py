@@ -15,6 +15,7 @@ from psycopg.rows import TupleRow
 from coupon_clock.domain.errors import CouponClockError
 from coupon_clock.infrastructure.event_store.store import EventStore
 from coupon_clock.infrastructure.postgres.database import fetch_one
+from coupon_clock.infrastructure.progress import Progress, no_progress
 from coupon_clock.projections.engine.projection import Projection
 
 REBUILD_LOCK = 1129271119
@@ -27,14 +28,7 @@ SELECT application_name || ', connected since ' || to_char(backend_start, 'YYYY-
    AND classid = %s AND objid::bigint = hashtext('{schema}.' || %s)::bigint & 4294967295 AND granted
 """
 
-Progress = Callable[[str, int, int], object]
-"""`progress(step, done, total)`, in events; the steps are replaying, indexing, catching up."""
-
 Step = Literal["plan", "claim", "note", "chunk", "replay", "index", "batch", "catch up", "swap"]
-
-
-def no_progress(step: str, done: int, total: int) -> None:
-    """Progress that nobody watches."""
 
 
 def nothing_after(step: Step) -> None:

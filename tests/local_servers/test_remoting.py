@@ -64,7 +64,7 @@ def test_an_unknown_topic_has_no_route() -> None:
 
 def test_any_other_refusal_is_an_error_with_the_remark() -> None:
     server = Server(answer(1, "no space left"))
-    with pytest.raises(remoting.Refused, match="no space left"):
+    with pytest.raises(remoting.RequestRefused, match="no space left"):
         remoting.knows_route(server.port, "alarms")
 
 

@@ -8,9 +8,9 @@ from threading import Thread
 
 import pytest
 
+from coupon_clock.infrastructure.progress import no_progress
 from coupon_clock.local_servers import rocketmq_jars
 from coupon_clock.local_servers.errors import JarDamaged, JarNotDownloaded
-from coupon_clock.local_servers.progress import silent
 from coupon_clock.local_servers.rocketmq_jars import Jar, cache_folder
 
 CONTENT = {"one": b"1" * 3000, "two": b"2" * 2000, "three": b"3" * 1000}
@@ -118,7 +118,9 @@ def test_without_a_network_the_error_names_a_jar_and_what_to_check(
     for name in "HTTPS_PROXY", "https_proxy":
         monkeypatch.setenv(name, "http://127.0.0.1:1")
     with pytest.raises(JarNotDownloaded, match=r"rocketmq-rocksdb:1\.0\.6 .*check the network"):
-        rocketmq_jars.fetch([jar for jar in rocketmq_jars.pinned() if jar.name == "rocketmq-rocksdb"], tmp_path, silent)
+        rocketmq_jars.fetch(
+            [jar for jar in rocketmq_jars.pinned() if jar.name == "rocketmq-rocksdb"], tmp_path, no_progress
+        )
 
 
 def test_the_pinned_jars_hold_all_servers_and_have_names_of_their_own() -> None:

@@ -1,4 +1,4 @@
-"""`coupon-clock doctor` names what is wrong with the command that mends it, and says nothing else is."""
+"""`coupon-clock doctor` names what is wrong with the command that fixes it, and says nothing else is."""
 
 import json
 import os

@@ -42,8 +42,8 @@ class RocketMQBroker:
     name = "rocketmq"
     forgets = False
 
-    def __init__(self, access: Access, wants_ahead: timedelta) -> None:
-        self.wants_ahead = wants_ahead
+    def __init__(self, access: Access, arming_window: timedelta) -> None:
+        self.arming_window = arming_window
         self.receivers = LEAST_RECEIVERS
         self._selector = BrokerSelector()
         self._window = Lock()
@@ -119,8 +119,8 @@ class RocketMQBroker:
             return
         ahead = min(message.due_at for message in refused) - datetime.now(UTC)
         with self._window:
-            self.wants_ahead = min(self.wants_ahead, max(ahead / 2, SHORTEST_WINDOW))
-        error = DelayAboveCap(_whole_seconds(ahead), _whole_seconds(self.wants_ahead))
+            self.arming_window = min(self.arming_window, max(ahead / 2, SHORTEST_WINDOW))
+        error = DelayAboveCap(_whole_seconds(ahead), _whole_seconds(self.arming_window))
         log.warning(str(error), action="shrink_arming_window")
         raise error
 

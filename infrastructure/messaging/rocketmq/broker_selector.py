@@ -8,8 +8,8 @@ from time import monotonic
 
 import structlog
 
+from coupon_clock.infrastructure.backoff import Backoff
 from coupon_clock.infrastructure.messaging.broker import BrokerUnavailable
-from coupon_clock.infrastructure.messaging.rocketmq.backoff import Backoff
 from coupon_clock.infrastructure.messaging.rocketmq.requests import BrokerRoute
 
 log = structlog.get_logger()
@@ -17,7 +17,7 @@ log = structlog.get_logger()
 
 class _Usage:
     def __init__(self) -> None:
-        self.backoff = Backoff()
+        self.backoff = Backoff(at_once=1)
         self.receivers = 0
         self.asked_at = 0.0
         self.is_told = False

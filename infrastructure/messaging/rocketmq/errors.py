@@ -1,4 +1,4 @@
-"""What RocketMQ refuses, each as one sentence with what mends it."""
+"""What RocketMQ refuses, each as one sentence with how to fix it."""
 
 from dataclasses import dataclass
 from datetime import timedelta
@@ -7,7 +7,7 @@ from coupon_clock.infrastructure.messaging.broker import BrokerMisconfigured, Br
 
 
 @dataclass(eq=False)
-class Refused(BrokerUnavailable):
+class RocketMQRefused(BrokerUnavailable):
     """RocketMQ answers {code}, {text}: the loops keep trying, and ends come by the reconciler meanwhile."""
 
     code: int
@@ -45,15 +45,15 @@ class NameUnusable(BrokerMisconfigured):
 
 @dataclass(eq=False)
 class TopicMissing(BrokerMisconfigured):
-    """Topic {topic} does not exist, or its broker is starting. Mend it: mqadmin updateTopic -n NAMESERVER -c CLUSTER
-    -t {topic} -a +message.type=DELAY"""
+    """Topic {topic} does not exist, or its broker is starting. Fix it with: mqadmin updateTopic -n NAMESERVER
+    -c CLUSTER -t {topic} -a +message.type=DELAY"""
 
     topic: str
 
 
 @dataclass(eq=False)
 class TopicIsNotDelay(BrokerMisconfigured):
-    """Topic {topic} has message type {type}, not DELAY. Mend it: mqadmin updateTopic -n NAMESERVER -c CLUSTER
+    """Topic {topic} has message type {type}, not DELAY. Fix it with: mqadmin updateTopic -n NAMESERVER -c CLUSTER
     -t {topic} -a +message.type=DELAY"""
 
     topic: str
@@ -62,14 +62,14 @@ class TopicIsNotDelay(BrokerMisconfigured):
 
 @dataclass(eq=False)
 class GroupMissing(BrokerMisconfigured):
-    """Consumer group {group} does not exist. Mend it: mqadmin updateSubGroup -n NAMESERVER -c CLUSTER -g {group}"""
+    """Consumer group {group} does not exist. Fix it with: mqadmin updateSubGroup -n NAMESERVER -c CLUSTER -g {group}"""
 
     group: str
 
 
 @dataclass(eq=False)
 class CredentialsRefused(BrokerMisconfigured):
-    """RocketMQ refuses the credentials ({text}). Set COUPON_CLOCK_ROCKETMQ_ACCESS_KEY and _SECRET_KEY, or mend it:
+    """RocketMQ refuses the credentials ({text}). Set COUPON_CLOCK_ROCKETMQ_ACCESS_KEY and _SECRET_KEY, or fix it with:
     mqadmin createUser -n NAMESERVER -c CLUSTER -u USER -p PASSWORD, then mqadmin createAcl -n NAMESERVER -c CLUSTER
     -s User:USER -r Topic:{topic},Group:{group} -a Pub,Sub -d Allow"""
 
@@ -115,12 +115,12 @@ class DelayRefused(BrokerMisconfigured):
 
 @dataclass(eq=False)
 class DelayAboveCap(BrokerMisconfigured):
-    """RocketMQ refuses messages {ahead} ahead, so alarms are now sent {wants_ahead} ahead. Set
+    """RocketMQ refuses messages {ahead} ahead, so alarms are now sent {arming_window} ahead. Set
     COUPON_CLOCK_ARMING_WINDOW below its cap, or raise maxDelayTimeMills in rmq-proxy.json and timerMaxDelaySec in
     broker.conf"""
 
     ahead: timedelta
-    wants_ahead: timedelta
+    arming_window: timedelta
 
 
 def refusal(code: int, text: str, topic: str, group: str) -> BrokerUnavailable:
@@ -137,7 +137,7 @@ def refusal(code: int, text: str, topic: str, group: str) -> BrokerUnavailable:
         case 42_900:
             return Busy(text)
         case _:
-            return Refused(code, text)
+            return RocketMQRefused(code, text)
 
 
 def failed_call(code: str, text: str, topic: str, group: str) -> BrokerUnavailable:
@@ -150,7 +150,7 @@ def failed_call(code: str, text: str, topic: str, group: str) -> BrokerUnavailab
 
 
 def unconnected(text: str) -> BrokerUnavailable | None:
-    """Why there is no connection, where a setting may mend it. gRPC says so only in words."""
+    """Why there is no connection, where a setting may fix it. gRPC says so only in words."""
     _, distrusted, reason = text.partition("CERTIFICATE_VERIFY_FAILED: ")
     if distrusted:
         return CertificateNotTrusted(reason.removesuffix(": OK"))

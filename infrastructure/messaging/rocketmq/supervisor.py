@@ -11,8 +11,8 @@ from time import monotonic
 
 import structlog
 
+from coupon_clock.infrastructure.backoff import Backoff
 from coupon_clock.infrastructure.messaging.broker import BrokerUnavailable, Unreachable
-from coupon_clock.infrastructure.messaging.rocketmq.backoff import Backoff
 from coupon_clock.infrastructure.messaging.rocketmq.connection import Connection
 
 log = structlog.get_logger()
@@ -29,7 +29,7 @@ class Supervisor:
         self._build = build
         self._lock = Lock()
         self._closed = Event()
-        self._backoff = Backoff()
+        self._backoff = Backoff(at_once=1)
         self._current: Connection | None = None
         self._closing: list[Thread] = []
         self._told: type[BrokerUnavailable] | None = None

@@ -181,26 +181,26 @@ def test_a_sequence_that_would_hand_out_the_last_position_again_is_refused(conne
 
 def test_a_sequence_cache_is_refused_with_the_command_that_mends_it(connection):
     connection.execute(f"ALTER SEQUENCE {SEQUENCE} CACHE 20")
-    then_refused(connection, mend := f"ALTER SEQUENCE {SEQUENCE} CACHE 1")
+    then_refused(connection, fix := f"ALTER SEQUENCE {SEQUENCE} CACHE 1")
 
-    connection.execute(mend)
+    connection.execute(fix)
     migrations.check(connection, SCHEMA)
 
 
 def test_a_checkpoint_beyond_the_log_is_refused_with_the_command_that_mends_it(connection):
     insert(connection, 5)
     connection.execute("INSERT INTO coupon_clock.checkpoint (name, position) VALUES ('mails', 7), ('prices', 5)")
-    then_refused(connection, mend := "UPDATE coupon_clock.checkpoint SET position = 5 WHERE name = 'mails'")
+    then_refused(connection, fix := "UPDATE coupon_clock.checkpoint SET position = 5 WHERE name = 'mails'")
 
-    connection.execute(mend)
+    connection.execute(fix)
     migrations.check(connection, SCHEMA)
 
 
 def test_triggers_that_were_left_disabled_are_refused(connection):
     connection.execute("ALTER TABLE coupon_clock.event DISABLE TRIGGER ALL")
-    then_refused(connection, mend := "ALTER TABLE coupon_clock.event ENABLE TRIGGER ALL")
+    then_refused(connection, fix := "ALTER TABLE coupon_clock.event ENABLE TRIGGER ALL")
 
-    connection.execute(mend)
+    connection.execute(fix)
     migrations.check(connection, SCHEMA)
 
 

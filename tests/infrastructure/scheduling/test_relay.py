@@ -16,7 +16,7 @@ LEAD = timedelta(seconds=10)
 class Outbox(MemoryBroker):
     """Notes what is published; remembers or forgets, and fails, as a test wants."""
 
-    wants_ahead = timedelta(hours=1)
+    arming_window = timedelta(hours=1)
 
     def __init__(self, forgets: bool) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Against a RocketMQ that asks who is there: the right credentials work, all others are told what to mend."""
+"""Against a RocketMQ that asks who is there: the right credentials work, all others learn what to fix."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,9 +12,9 @@ from broker_contract import NO_LEAD, due_now, received, refusals
 from coupon_clock.infrastructure.messaging.rocketmq.broker import RocketMQBroker
 from coupon_clock.infrastructure.messaging.rocketmq.errors import CredentialsRefused
 from coupon_clock.infrastructure.settings import Settings
-from coupon_clock.local_servers.rocketmq_configuration import Credentials
 from coupon_clock.local_servers.rocketmq_server import LocalRocketMQ
 from coupon_clock.maintenance.doctor import examine
+from rocketmq_acl import Credentials, admit, guarded_rocketmq
 
 pytestmark = pytest.mark.rocketmq
 
@@ -27,11 +27,11 @@ CLOCK = Credentials("clock", SecretStr(SECRET))
 
 @pytest.fixture(scope="module")
 def guarded(server_folder: Path) -> Iterator[LocalRocketMQ]:
-    server = LocalRocketMQ(server_folder / "guarded", OWNER)
+    server = guarded_rocketmq(server_folder / "guarded", OWNER)
     server.start()
     server.provision(TOPIC, GROUP)
     server.provision(ANOTHER_TOPIC, GROUP)
-    server.admit(CLOCK, {ON_TOPIC: ["Pub", "Sub"], AS_GROUP: ["Sub"]})
+    admit(server, CLOCK, {ON_TOPIC: ["Pub", "Sub"], AS_GROUP: ["Sub"]})
     yield server
     server.kill()
 
@@ -98,7 +98,7 @@ def test_doctor_names_what_the_credentials_may_not_do(
     guarded: LocalRocketMQ, database_url: str, rights: dict[str, list[str]], part: str, refused: str
 ) -> None:
     user = f"user-{uuid4()}"
-    guarded.admit(Credentials(user, SecretStr(SECRET)), rights)
+    admit(guarded, Credentials(user, SecretStr(SECRET)), rights)
 
     settings = signed(guarded, TOPIC, user, SECRET, database_url=database_url)
     found = {diagnosis.part: diagnosis.says for diagnosis in examine(settings) if not diagnosis.ok}

@@ -108,13 +108,13 @@ def test_a_missing_group_is_named_with_the_command_that_makes_it_and_publishing_
 def test_a_delay_above_the_brokers_cap_shrinks_the_arming_window(settings: Settings) -> None:
     days = timedelta(days=3)
     with opened(settings, arming_window=days.total_seconds()) as broker:
-        assert broker.wants_ahead == days
+        assert broker.arming_window == days
         with pytest.raises(DelayAboveCap, match="COUPON_CLOCK_ARMING_WINDOW"):
             broker.publish([due_now(), ExpiryDue(uuid4(), datetime.now(UTC) + days - SECOND)], NO_LEAD)
-        assert broker.wants_ahead < days
-        while refusal_of(broker, datetime.now(UTC) + broker.wants_ahead):
+        assert broker.arming_window < days
+        while refusal_of(broker, datetime.now(UTC) + broker.arming_window):
             pass
-        assert broker.wants_ahead >= timedelta(hours=12)
+        assert broker.arming_window >= timedelta(hours=12)
 
 
 def test_a_broker_killed_and_restarted_is_used_again(broker: RocketMQBroker, rocketmq: LocalRocketMQ) -> None:

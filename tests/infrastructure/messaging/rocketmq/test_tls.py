@@ -26,7 +26,6 @@ from coupon_clock.infrastructure.messaging.rocketmq.errors import CertificateNot
 from coupon_clock.infrastructure.settings import Settings
 from coupon_clock.local_servers import ports
 from coupon_clock.local_servers.detached import end, launch, running, telling_line, until
-from coupon_clock.local_servers.rocketmq_cluster import PROXY
 from coupon_clock.local_servers.rocketmq_configuration import CLUSTER
 from coupon_clock.local_servers.rocketmq_jars import rocketmq_jars
 from coupon_clock.local_servers.rocketmq_server import (
@@ -36,6 +35,7 @@ from coupon_clock.local_servers.rocketmq_server import (
     empty,
     java,
 )
+from rocketmq_cluster import PROXY
 
 pytestmark = pytest.mark.rocketmq
 

@@ -21,9 +21,9 @@ from coupon_clock.infrastructure.messaging.rocketmq.broker import RocketMQBroker
 from coupon_clock.infrastructure.messaging.rocketmq.connection import Connection
 from coupon_clock.infrastructure.messaging.rocketmq.requests import receipt_of
 from coupon_clock.infrastructure.settings import Settings
-from coupon_clock.local_servers.rocketmq_cluster import BROKERS, LocalRocketMQCluster
 from deadlines import eventually
 from examples import SHOP, ending_in
+from rocketmq_cluster import BROKERS, LocalRocketMQCluster
 
 pytestmark = [pytest.mark.rocketmq, pytest.mark.xdist_group("servers of their own")]
 
@@ -51,7 +51,7 @@ def settings(started: LocalRocketMQCluster, database_url: str) -> Settings:
 @pytest.fixture
 def cluster(started: LocalRocketMQCluster, settings: Settings) -> LocalRocketMQCluster:
     """Both brokers in order and in the proxy's route, whatever the test before did."""
-    started.mend_broker(EAST)
+    started.restore_broker(EAST)
     eventually(lambda: routed(settings) == set(BROKERS))
     return started
 

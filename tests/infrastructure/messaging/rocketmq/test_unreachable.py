@@ -31,7 +31,7 @@ def test_an_unreachable_broker_shows_at_the_first_call_not_before() -> None:
 
 
 def test_many_failed_tries_leave_no_threads_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("coupon_clock.infrastructure.messaging.rocketmq.backoff.LONGEST", 0.0)
+    monkeypatch.setattr("coupon_clock.infrastructure.backoff.LONGEST_S", 0.0)
     broker = RocketMQBroker.open(Settings(rocketmq_endpoints=NOBODY))
     fail(broker, 1)
     one = active_count()

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import psutil
 
+from coupon_clock.infrastructure.progress import Progress, no_progress
 from coupon_clock.local_servers import ports, remoting
 from coupon_clock.local_servers.detached import end, find, launch, send, until
 from coupon_clock.local_servers.errors import ServerDidNotAnswer
-from coupon_clock.local_servers.progress import Progress, silent
 from coupon_clock.local_servers.rocketmq_configuration import Ports, broker, name_server, properties, proxy
 from coupon_clock.local_servers.rocketmq_jars import rocketmq_jars
 from coupon_clock.local_servers.rocketmq_server import (
@@ -60,7 +60,7 @@ class LocalRocketMQCluster:
         """Of the proxy, as clients take them."""
         return f"127.0.0.1:{self._ports.grpc}"
 
-    def start(self, progress: Progress = silent) -> str:
+    def start(self, progress: Progress = no_progress) -> str:
         """Returns the endpoints once clients can connect."""
         jars = rocketmq_jars(progress)
         self.folder.mkdir(parents=True)
@@ -96,7 +96,7 @@ class LocalRocketMQCluster:
         """Its ports stay open, and nothing is answered."""
         send(filter(None, [self._process(name)]), signal.SIGSTOP)
 
-    def mend_broker(self, name: str) -> None:
+    def restore_broker(self, name: str) -> None:
         """Wake it, or start it again; returns when it answers and its name server knows."""
         if process := self._process(name):
             send([process], signal.SIGCONT)
