@@ -19,10 +19,12 @@ from coupon_clock.infrastructure.command_handling.handler import (
 from coupon_clock.infrastructure.postgres.errors import TimedOut
 
 DIRECT = 4
-"""Callers that execute by themselves at the same time: so few gain nothing from sharing (docs/performance.md)."""
+"""Callers that execute by themselves at the same time: so few gain nothing from sharing."""
 CROWD = 8
+"""A batch of so many shows that it is crowded: then nobody goes alone."""
 BATCH = 100
 LINGER_S = 0.001
+"""How long the thread waits for as many as it had the last time: those whose outcomes it has just released."""
 LIMIT_S = 30.0
 LONG_STREAM = 500
 MOST_LONG_STREAMS = 1_000
@@ -94,7 +96,7 @@ class SharedQueue(Generic[State, Command, DecidedEvent]):
         if not isinstance(stream_id, UUID) or stream_id in self._long_streams:
             return True
         with self._changed:
-            return self._last < CROWD and self._alone_now < self._direct
+            return self._closed or (self._last < CROWD and self._alone_now < self._direct)
 
     def _alone(self, command: Command) -> Executed[DecidedEvent]:
         with self._changed:
@@ -113,15 +115,24 @@ class SharedQueue(Generic[State, Command, DecidedEvent]):
             if self._server is None:
                 self._start_server()
             self._changed.notify()
-        if not ticket.done.wait(self._limit_s):
-            with self._changed:
-                if ticket in self._queue:
-                    self._queue.remove(ticket)
-                    raise TimedOut(f"the command waited {self._limit_s:g} s for its turn")
+        try:
             if not ticket.done.wait(self._limit_s):
-                raise OutcomeUnknown(ticket.command.command_id)
+                if self._withdrawn(ticket):
+                    raise TimedOut(f"the command waited {self._limit_s:g} s for its turn")
+                if not ticket.done.wait(self._limit_s):
+                    raise OutcomeUnknown(ticket.command.command_id)
+        except BaseException:
+            self._withdrawn(ticket)  # by Ctrl-C, for instance: what was not sent is not executed any more
+            raise
         assert ticket.outcome is not None
         return ticket.outcome
+
+    def _withdrawn(self, ticket: Ticket[Command, DecidedEvent]) -> bool:
+        with self._changed:
+            if ticket in self._queue:
+                self._queue.remove(ticket)
+                return True
+            return False
 
     # ── by the serving thread ────────────────────────────────────────────────────────────────────
 

@@ -3,8 +3,8 @@
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from signal import alarm
-from threading import Event, Thread
+from signal import SIGINT, alarm
+from threading import Event, Thread, Timer
 from uuid import uuid4
 
 import pytest
@@ -182,3 +182,26 @@ def test_closing_lets_the_thread_end(queue, gate):
         thread.join(20)
         assert outcome[0].version == 1
     eventually(lambda: not queue._server.is_alive(), within=20)
+
+
+def test_after_closing_callers_execute_by_themselves(queue):
+    queue.close()
+    assert queue.handle(ending_in(3600)).version == 1
+
+
+def test_ctrl_c_takes_a_command_that_was_not_sent_out_of_the_queue(live, gate):
+    queue = SharedQueue(gate, direct=0)
+    gate.open.clear()
+    first = in_background(queue, ending_in(3600))
+    eventually(lambda: gate.batches == [1], within=20)
+    withdrawn = ending_in(3600)
+    interrupt = Timer(0.3, os.kill, (os.getpid(), SIGINT))
+    interrupt.start()
+    with pytest.raises(KeyboardInterrupt):
+        queue.handle(withdrawn)
+    gate.open.set()
+    first[0].join(20)
+    queue.close()
+    eventually(lambda: not queue._server.is_alive(), within=20)
+    with pytest.raises(CouponTemplateNotFound):
+        live.history(SHOP, withdrawn.template_id)
