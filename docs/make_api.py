@@ -73,7 +73,11 @@ SECTIONS: Sections = (
             ("maintenance/verify/rows.py", ("Part",)),
         ),
     ),
-    ("Rebuilding", "", (("projections/rebuild/rebuild.py", ("RebuildOptions", "Rebuilt")),)),
+    (
+        "Rebuilding",
+        "",
+        (("projections/rebuild/run.py", ("RebuildOptions",)), ("projections/rebuild/rebuild.py", ("Rebuilt",))),
+    ),
     (
         "Another deadline",
         "For streams that are no coupon templates: [deadlines.md](deadlines.md).",
