@@ -24,7 +24,9 @@ from coupon_clock.app import Application, Settings
 from coupon_clock.projections.coupon_templates import TEMPLATE_ROWS, Filters
 from coupon_clock.projections.engine import tables
 from coupon_clock.projections.engine.projector import Projector
-from coupon_clock.projections.rebuild import rebuild
+from coupon_clock.projections.rebuild.rebuild import RebuildOptions, SwapBlocked
+from coupon_clock.projections.rebuild.run import only_run
+from coupon_clock.projections.rebuild.swap import clear_away, swap
 from coupon_clock.testing import throw_away_database
 
 EVENTS_A_TEMPLATE = 4
@@ -196,10 +198,9 @@ def longest_query(app: Application, process: subprocess.Popen[bytes]) -> float:
 
 
 def replay_without_swap(app: Application) -> None:
-    rebuild.SWAP_PATIENCE_S = 0
-    with psycopg.connect(app.settings.database()) as reader, suppress(rebuild.SwapBlocked):
+    with psycopg.connect(app.settings.database()) as reader, suppress(SwapBlocked):
         reader.execute("SELECT FROM coupon_clock.coupon_template LIMIT 1")
-        app.maintenance.rebuild()
+        app.maintenance.rebuild(options=RebuildOptions(swap_patience_s=0))
 
 
 def scaling(server_url: str) -> Figure:
@@ -214,11 +215,11 @@ def scaling(server_url: str) -> Figure:
 
 def swap_transaction(app: Application) -> float:
     """In milliseconds."""
-    with rebuild.only_rebuild(app.database, TEMPLATE_ROWS) as connection:
+    with only_run(app.store, TEMPLATE_ROWS) as run:
         started = perf_counter()
-        assert rebuild.swap(connection, app.database.schema, TEMPLATE_ROWS) is not None
+        assert swap(run) is not None
         took = perf_counter() - started
-        rebuild.clear_away(connection, TEMPLATE_ROWS, keep=False)
+        clear_away(run, keep=False)
     return took * 1e3
 
 

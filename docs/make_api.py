@@ -77,10 +77,7 @@ SECTIONS: Sections = (
     (
         "Rebuilding",
         "",
-        (
-            ("projections/rebuild/run.py", ("RebuildOptions",)),
-            ("projections/rebuild/rebuild.py", ("Rebuilt",)),
-        ),
+        (("projections/rebuild/run.py", ("RebuildOptions",)), ("projections/rebuild/rebuild.py", ("Rebuilt",))),
     ),
     (
         "Another deadline",

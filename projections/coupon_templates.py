@@ -3,7 +3,7 @@
 States come from the time, so that nothing is called usable at or after its end, however far behind the rows are.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from datetime import datetime
 from itertools import chain
 from typing import Any, Literal, get_args
@@ -176,10 +176,8 @@ def page(
 
 def filter_problems(filters: Filters) -> Problems:
     """Naive times, and words that no row can have: all that would find nothing, or another thing than was meant."""
-    for field, value in asdict(filters).items():
-        if value is None:
-            continue
-        if wrong_type := list(of_type(field, value, FILTER_TYPES[field])):
+    for field, value in given(filters).items():
+        if wrong_type := list(of_type(field, value, FILTERS[field][0])):
             yield from wrong_type
         elif field in CHOICES:
             yield from rules.one_of(field, value, CHOICES[field])
@@ -189,16 +187,10 @@ def filter_problems(filters: Filters) -> Problems:
             yield from rules.storable(field, value)
 
 
-FILTER_TYPES: dict[str, type] = {
-    "name_contains": str,
-    "goods": str,
-    "target": str,
-    "discount": str,
-    "state": str,
-    "ended": bool,
-    "ends_before": datetime,
-    "ends_after": datetime,
-}
+def given(filters: Filters) -> dict[str, Any]:
+    return {field: value for field, value in asdict(filters).items() if value is not None}
+
+
 CHOICES: dict[str, tuple[str, ...]] = {
     "target": rules.TARGETS,
     "discount": tuple(kind.__name__ for kind in get_args(Discount)),
@@ -209,42 +201,35 @@ CHOICES: dict[str, tuple[str, ...]] = {
 def page_statement(shop_number: int, filters: Filters, after: UUID | None, limit: int) -> Select[Any]:
     """Walks the shop's part of one index from the cursor on; the filters are looked at row by row."""
     columns = LIVE.c
-    wanted = [columns.shop_number == shop_number, *_conditions(filters)]
+    wanted = [columns.shop_number == shop_number]
+    wanted += [FILTERS[field][1](value) for field, value in given(filters).items()]
     if after is not None:
         wanted.append(columns.template_id > after)
     return select(LIVE, AS_OF).where(*wanted).order_by(columns.template_id).limit(limit)
 
 
-def _conditions(filters: Filters) -> Iterator[ColumnElement[bool]]:
-    columns = LIVE.c
-    if filters.name_contains is not None:
-        yield columns.name.contains(filters.name_contains, autoescape=True)
-    if filters.goods is not None:
-        yield columns.goods == filters.goods
-    if filters.target is not None:
-        yield columns.target == filters.target
-    if filters.discount is not None:
-        yield columns.discount["type"].astext == filters.discount
-    if filters.state is not None:
-        yield _in_state(filters.state)
-    if filters.ended is not None:
-        yield columns.ended_at.is_not(None) if filters.ended else columns.ended_at.is_(None)
-    if filters.ends_before is not None:
-        yield columns.valid_until < filters.ends_before
-    if filters.ends_after is not None:
-        yield columns.valid_until > filters.ends_after
-
-
-def _in_state(state: State) -> ColumnElement[bool]:
-    columns = LIVE.c
-    is_over = columns.ended_at.is_not(None) | (columns.valid_until <= AS_OF)
+def in_state(state: State) -> ColumnElement[bool]:
+    is_over = LIVE.c.ended_at.is_not(None) | (LIVE.c.valid_until <= AS_OF)
     match state:
         case "over":
             return is_over
         case "upcoming":
-            return ~is_over & (columns.valid_from > AS_OF)
+            return ~is_over & (LIVE.c.valid_from > AS_OF)
         case "active":
-            return ~is_over & (columns.valid_from <= AS_OF)
+            return ~is_over & (LIVE.c.valid_from <= AS_OF)
+
+
+# The type of each filter's value, and the condition that it puts on a row.
+FILTERS: dict[str, tuple[type, Callable[[Any], ColumnElement[bool]]]] = {
+    "name_contains": (str, lambda text: LIVE.c.name.contains(text, autoescape=True)),
+    "goods": (str, lambda goods: LIVE.c.goods == goods),
+    "target": (str, lambda target: LIVE.c.target == target),
+    "discount": (str, lambda kind: LIVE.c.discount["type"].astext == kind),
+    "state": (str, in_state),
+    "ended": (bool, lambda ended: LIVE.c.ended_at.is_not(None) if ended else LIVE.c.ended_at.is_(None)),
+    "ends_before": (datetime, lambda end: LIVE.c.valid_until < end),
+    "ends_after": (datetime, lambda end: LIVE.c.valid_until > end),
+}
 
 
 def viewed(connection: Connection[TupleRow], schema: Schema, statement: Select[Any]) -> list[TemplateView]:

@@ -57,8 +57,10 @@ def key(envelope: Envelope[Event]) -> Key:
 
 def fold(row: ShopMonth | None, envelope: Envelope[Event]) -> ShopMonth:
     """The row after one more event."""
-    shop_number, month = key(envelope)
-    row = replace(row or ShopMonth(shop_number=shop_number, month=month), position=envelope.position)
+    if row is None:
+        shop_number, month = key(envelope)
+        row = ShopMonth(shop_number=shop_number, month=month)
+    row = replace(row, position=envelope.position)
     match envelope.event:
         case Created(stock=stock):
             return replace(row, created=row.created + 1, stock_issued=row.stock_issued + stock)

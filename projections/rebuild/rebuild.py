@@ -26,7 +26,7 @@ from coupon_clock.projections.rebuild.run import (
     only_run,
 )
 from coupon_clock.projections.rebuild.swap import OldTableInUse, SwapBlocked, clear_away, try_swap
-from coupon_clock.projections.rebuild.workers import replay, workers_for
+from coupon_clock.projections.rebuild.workers import replay_together, workers_for
 
 __all__ = [
     "OldTableInUse",
@@ -69,7 +69,7 @@ def rebuild(
             next_step = plan(run)  # 1. up to which position, in which chunks
             after_step("plan")
             if next_step == "replay":
-                replay(run, workers)  # 2. the chunks, on all cores
+                replay_together(run, workers)  # 2. the chunks, on all cores
                 events += index(run)  # 3. key, indexes, statistics
         give_up_at = monotonic() + options.swap_patience_s
         while position is None:

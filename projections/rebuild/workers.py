@@ -104,7 +104,7 @@ def workers_for(run: Run) -> Iterator[Workers]:
         workers.stop()
 
 
-def replay(run: Run, workers: Workers) -> None:
+def replay_together(run: Run, workers: Workers) -> None:
     """Folds all chunks, in this process and in those."""
     settings, rate = run.store.database.settings, run.options.events_per_s
     share = rate / (len(workers) + 1) if rate else None

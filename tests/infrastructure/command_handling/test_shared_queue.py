@@ -71,7 +71,7 @@ def test_a_caller_alone_executes_by_itself(queue, gate):
 def test_what_comes_while_others_are_under_way_goes_together(queue, gate):
     gate.open.clear()
     calls = [in_background(queue, ending_in(3600)) for _ in range(10)]
-    eventually(lambda: gate.batches[:1] and len(queue._queue) >= 8, within=20)
+    eventually(lambda: sum(gate.batches) + len(queue._queue) == 10, within=20)
     gate.open.set()
     for thread, outcome in calls:
         thread.join(20)

@@ -23,7 +23,7 @@ from coupon_clock.projections.rebuild.rebuild import RebuildOptions, RebuildRunn
 from coupon_clock.projections.rebuild.replay import ShadowTakenOver, claim, folded_chunk, free, index, write
 from coupon_clock.projections.rebuild.run import Pace, Run, only_run
 from coupon_clock.projections.rebuild.swap import OldTableInUse, swap
-from coupon_clock.projections.rebuild.workers import replay, workers_for
+from coupon_clock.projections.rebuild.workers import replay_together, workers_for
 from coupon_clock.projections.registry import PROJECTIONS
 from deadlines import eventually
 from examples import EVENING, SHOP, a_template, increase
@@ -198,7 +198,7 @@ def test_what_happens_after_the_position_was_decided_is_applied_once(app, planne
     app.execute(known)
     with planned() as run, workers_for(run) as nobody:
         app.execute_many([new, *(increase(template.template_id, by=5) for template in (known, new))])
-        replay(run, nobody)
+        replay_together(run, nobody)
         index(run)
         catch_up(run)
         assert swap(run) is not None
