@@ -8,17 +8,18 @@ from uuid import UUID, uuid4
 import pytest
 from msgspec import Struct
 from sqlalchemy import BigInteger, Column, MetaData, Table, Text, Uuid
-from test_examples import example
 
 from coupon_clock.infrastructure.event_store.store import Envelope
+from coupon_clock.infrastructure.progress import no_progress
 from coupon_clock.projections.engine.projection import Projection
 from coupon_clock.projections.rebuild.dry_run import dry_run
-from coupon_clock.projections.rebuild.rebuild import RebuildOptions, no_progress, rebuild
+from coupon_clock.projections.rebuild.rebuild import RebuildOptions, rebuild
 from coupon_clock.runtime import Runtime, Settings
 from coupon_clock.testing import TestRuntime, given
 from deadlines import eventually
 from examples import MORNING
 from history import value
+from programs import example
 
 
 class OrderRow(Struct, frozen=True):

@@ -237,7 +237,7 @@ def test_a_long_reader_holds_up_the_swap_and_no_other_reader(app, database_url):
     spoil(database_url, "coupon_template")
     with psycopg.connect(database_url) as reader:
         reader.execute("SELECT count(*) FROM coupon_clock.coupon_template")
-        thread = Thread(target=app.rebuild)
+        thread = Thread(target=app.maintenance.rebuild)
         thread.start()
         eventually(lambda: value(database_url, STEP) == "catch up")
         for _ in range(50):
