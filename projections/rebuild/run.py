@@ -20,6 +20,7 @@ from coupon_clock.projections.engine.projection import Projection
 
 REBUILD_LOCK = 1129271119
 LOCK = "SELECT pg_try_advisory_lock(%s, hashtext('{schema}.' || %s))"
+UNLOCK = "SELECT pg_advisory_unlock(%s, hashtext('{schema}.' || %s))"
 HOLDER = """
 SELECT application_name || ', connected since ' || to_char(backend_start, 'YYYY-MM-DD HH24:MI:SS TZ')
        || ', server process ' || pid
@@ -96,7 +97,12 @@ def only_run(
             found = connection.execute(store.database.sql(HOLDER), (REBUILD_LOCK, projection.name)).fetchone()
             raise RebuildRunning(projection.name, found[0] if found else "just ending")
         connection.execute("SET statement_timeout = 0")
-        yield Run(store, projection, connection, options, progress, after_step)
+        try:
+            yield Run(store, projection, connection, options, progress, after_step)
+        finally:
+            # Not left to the end of the session, which the server notices a moment after the next rebuild may begin.
+            if not connection.closed:
+                connection.execute(store.database.sql(UNLOCK), (REBUILD_LOCK, projection.name))
 
 
 class Pace:
