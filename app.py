@@ -175,7 +175,7 @@ class Application:
 
     @staticmethod
     def migrate(settings: Settings) -> list[int]:
-        """Makes or updates the tables; answers with the numbers of the migrations that ran."""
+        """Makes or updates the tables; returns the numbers of the migrations that ran."""
         return Runtime.migrate(settings, PROJECTIONS)
 
     def __enter__(self) -> Self:

@@ -227,7 +227,7 @@ class Runtime(Generic[State, Command, Event]):
     def rearm(self, progress: Progress = no_progress) -> int:
         """Marks all alarms unarmed, for a broker that lost its store; the relays publish them again.
 
-        Answers how many. Stopped in between, it can be run again. Raises DatabaseUnavailable.
+        Returns how many. Stopped in between, it can be run again. Raises DatabaseUnavailable.
         """
         started_at = self.store.learn_time()
         rearmed = 0

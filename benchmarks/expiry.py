@@ -159,7 +159,7 @@ def instant_for(count: int) -> datetime:
 
 
 def ended(app: Application, ends: Sequence[datetime]) -> list[float]:
-    """Creates templates with these ends, waits until all have ended, and answers with their lateness in seconds."""
+    """Creates templates with these ends, waits until all have ended, and returns their lateness in seconds."""
     commits = Commits(app)
     create(app, ends)
     give_up_at = monotonic() + (max(ends) - datetime.now(UTC)).total_seconds() + PATIENCE_S

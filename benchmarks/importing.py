@@ -76,7 +76,7 @@ def imported(database_url: str, file: Path, *options: str) -> float:
 
 
 def write_and_copy(database_url: str, as_json: Path, as_csv: Path, lines: int) -> float:
-    """Makes both files, and stores the same templates; answers with the seconds that the storing took."""
+    """Makes both files, and stores the same templates; returns the seconds that the storing took."""
     say(f"writing {lines:,} lines of each format; COPY of their events and alarms")
     end, seconds = datetime.now(UTC) + timedelta(days=30), 0.0
     with (

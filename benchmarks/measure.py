@@ -1,4 +1,4 @@
-"""What the benchmarks share: real servers, templates to fill a log with, and how figures are told.
+"""What the benchmarks share: real servers, templates to fill a log with, and how figures are printed.
 
 A figure is a line on stdout, progress goes to stderr. Absolute values move with the machine and its load; the ratio
 to a reference measured in the same run holds.
@@ -52,8 +52,8 @@ def _figure(
     name: str, value: float, unit: str, reference: float | None, sign: str, target: float | None, ok: bool | None
 ) -> Figure:
     ratio = round(value / reference, 3) if reference else None
-    told = None if reference is None else _rounded(reference)
-    return Figure(name, _rounded(value), unit, told, ratio, None if target is None else f"{sign} {target:g}", ok)
+    shown = None if reference is None else _rounded(reference)
+    return Figure(name, _rounded(value), unit, shown, ratio, None if target is None else f"{sign} {target:g}", ok)
 
 
 def _rounded(value: float) -> float:
@@ -88,7 +88,7 @@ def arguments(about: str | None) -> ArgumentParser:
 
 
 def tell(figures: Iterable[Figure], as_json: bool) -> int:
-    """Each as it comes. Answers with the exit code: 1 where a target was missed."""
+    """Each as it comes. Returns the exit code: 1 where a target was missed."""
     missed = 0
     for figure in figures:
         print(json.dumps(figure._asdict(), ensure_ascii=False) if as_json else _in_words(figure), flush=True)

@@ -25,7 +25,7 @@ logging.getLogger("concurrent.futures").setLevel(logging.CRITICAL)
 
 
 def send(endpoints: str, topic: str, deliver_at: Sequence[float]) -> float:
-    """Pipelined; `deliver_at` in epoch seconds. Answers with the seconds from the first send to the last receipt."""
+    """Pipelined; `deliver_at` in epoch seconds. Returns the seconds from the first send to the last receipt."""
     producer = library().rocketmq.Producer(_configuration(endpoints), {topic})
     producer.startup()
     free = Semaphore(IN_FLIGHT)

@@ -1,6 +1,6 @@
 """The life of a coupon template: what it is, how events change it, and what is decided of a command.
 
-`decide` refuses or answers with events; `evolve` only assigns, because it replays history.
+`decide` refuses or returns events; `evolve` only assigns, because it replays history.
 """
 
 from collections.abc import Iterable

@@ -74,4 +74,4 @@ class Ended(Struct, frozen=True, gc=False, tag="CouponTemplate.Ended"):
 
 
 Event = Created | StockIncreased | ValidityChanged | Ended
-StoredEvent = Event  # joined by `|` with every earlier shape: a struct whose `upcast()` answers with a later one
+StoredEvent = Event  # joined by `|` with every earlier shape: a struct whose `upcast()` returns a later one

@@ -1,4 +1,4 @@
-"""Every rule on a command's content. Each check answers with the problems it found, so that all are named at once.
+"""Every rule on a command's content. Each check returns the problems it found, so that all are named at once.
 
 Types come first: what has a wrong one cannot be judged any further, and could be stored but never be read again.
 """

@@ -1,6 +1,6 @@
 """A RocketMQ of one's own in one folder: a name server, and a broker with its gRPC proxy, on a Java from a wheel.
 
-What it stores stays in the folder, and so do its logs and temporary files: it is told that this is its home.
+What it stores stays in the folder, and so do its logs and temporary files: this is set as its home.
 """
 
 import shutil
@@ -187,8 +187,8 @@ def java(folder: Path, jars: Path) -> list[str]:
 
 
 def registered(here: Ports) -> bool:
-    """Whether the name server knows the broker. Told to, if not: its own first try often comes too early to be sent,
-    and the next one after 10 s; a topic's registration alone is refused until then."""
+    """Whether the name server knows the broker, which is asked to register if not: its own first try often comes too
+    early to be sent, and the next one after 10 s; a topic's registration alone is refused until then."""
     if remoting.knows_route(here.name_server, CLUSTER):
         return True
     remoting.register_now(here.broker)

@@ -70,7 +70,7 @@ class AlarmsOverdue(CouponClockError):
 
 @dataclass(eq=False)
 class AlarmsUnarmed(CouponClockError):
-    """{count} templates end within {lead:g} s and no broker was told: they will be ended by the reconciler, up to two seconds late. Fix it with: coupon-clock run --role relay"""  # noqa: E501
+    """{count} templates end within {lead:g} s and no broker has their messages: they will be ended by the reconciler, up to two seconds late. Fix it with: coupon-clock run --role relay"""  # noqa: E501
 
     count: int
     lead: float

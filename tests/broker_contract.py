@@ -1,6 +1,6 @@
 """What every broker must do. A test module inherits BrokerContract and offers the fixtures `broker` and `invisible`.
 
-Messages of one test are told from those of another by their stream ids, so brokers may be shared.
+Messages of one test are known from those of another by their stream ids, so brokers may be shared.
 """
 
 from collections import Counter
@@ -127,7 +127,7 @@ def received(
 
 
 def refusals(broker: Broker) -> list[BrokerUnavailable]:
-    """What publishing and receiving are told where neither works."""
+    """What publishing and receiving raise where neither works."""
     with pytest.raises(BrokerUnavailable) as to_publish:
         broker.publish([due_now()], NO_LEAD)
     with pytest.raises(BrokerUnavailable) as to_receive:

@@ -10,7 +10,7 @@ from examples import EVENING, NOON, OTHER_SHOP, SHOP, a_template, change, increa
 
 
 def given_a_history(app: TestApplication, templates: int = 12) -> list[UUID]:
-    """Half of them ended, one way or the other; everything applied. Answers with their ids."""
+    """Half of them ended, one way or the other; everything applied. Returns their ids."""
     made = [a_template(shop_number=(SHOP, OTHER_SHOP)[n % 2], name=f"Sale {n} ü") for n in range(templates)]
     app.execute_many(made)
     for n, template in enumerate(made):

@@ -69,7 +69,7 @@ def test_a_decider_that_fails_on_one_stream_makes_no_other_late(shop, orders, pa
     assert answers == [Completed(ended_now=True)] * len(good)
 
 
-def test_a_bug_is_told_to_who_executes_with_its_cause(shop, orders):
+def test_a_bug_is_reported_to_who_executes_with_its_cause(shop, orders):
     def fails(order, command, now):
         raise Bug("a mistake")
 

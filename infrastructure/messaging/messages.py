@@ -23,7 +23,7 @@ class ExpiryDue(Struct, frozen=True, gc=False, tag="ExpiryDue"):
 
 @dataclass(eq=False)
 class UnreadableMessage(CouponClockError):
-    """A message was set aside, because it is not a readable ExpiryDue: {reason}."""
+    """A message was rejected, because it is no readable ExpiryDue: {reason}."""
 
     reason: str
 

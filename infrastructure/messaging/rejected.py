@@ -19,7 +19,7 @@ DROP = "DELETE FROM {schema}.rejected_message WHERE %(ids)s::bigint[] IS NULL OR
 
 
 class Rejected(NamedTuple):
-    """One message set aside: `body` as received, up to 4 KB."""
+    """One rejected message: `body` as received, up to 4 KB."""
 
     id: int
     message_id: str
@@ -46,6 +46,6 @@ class RejectedMessages:
             return [Rejected(*row) for row in connection.execute(self._database.sql(LIST), (limit,), binary=True)]
 
     def drop(self, ids: Sequence[int] | None = None) -> int:
-        """These, or all; answers how many there were. Raises DatabaseUnavailable."""
+        """Drops these, or all, and returns how many there were. Raises DatabaseUnavailable."""
         with self._database.connection() as connection:
             return connection.execute(self._database.sql(DROP), {"ids": None if ids is None else list(ids)}).rowcount

@@ -108,7 +108,7 @@ class Alarms:
         return self._mark(RELEASE, alarms)
 
     def rearm(self, before: datetime, limit: int) -> int:
-        """Marks up to `limit` that were armed `before` unarmed: for a broker that lost its store. Answers how many."""
+        """Marks up to `limit` that were armed `before` unarmed: for a broker that lost its store. Returns how many."""
         return self._execute(REARM, {"before": before, "limit": limit})
 
     def overdue(self, grace: timedelta, after: Alarm, limit: int) -> list[Alarm]:

@@ -185,7 +185,7 @@ def test_what_does_not_exist_is_not_found(command):
     ],
     ids=name,
 )
-def test_another_shops_template_cannot_be_told_from_none(past, at, command):
+def test_another_shops_template_cannot_be_reported_from_none(past, at, command):
     of_none = refused(history(at=at), command, CouponTemplateNotFound)
     assert refused(history(*past, at=at), command, CouponTemplateNotFound) == of_none
 

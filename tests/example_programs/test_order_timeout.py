@@ -69,7 +69,7 @@ def test_an_order_is_not_paid_too_late_though_no_loop_has_run(shop, orders):
     then_refused(orders, shop.OrderCancelled)
 
 
-def test_repeats_and_mistakes_are_told_apart(shop, orders):
+def test_repeats_and_mistakes_are_reported_apart(shop, orders):
     order = shop.PlaceOrder(**ids(), amount=1000)
     first = orders.execute(order)
     pay = shop.PayOrder(**ids(order.order_id))

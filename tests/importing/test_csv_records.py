@@ -141,7 +141,7 @@ def test_a_wrong_quote_spoils_the_line_that_it_is_in_and_no_record_after_it(bad,
     assert [command for command in found.values() if not isinstance(command, str)] == templates
 
 
-def test_a_quote_that_is_never_closed_is_told_from_other_wrong_ones():
+def test_a_quote_that_is_never_closed_is_reported_from_other_wrong_ones():
     header, record = csv_file(cells(a_template(name="BAD"))).splitlines()
 
     assert read_csv(header + b"\n" + record.replace(b"BAD", b'"BAD')) == {

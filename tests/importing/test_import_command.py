@@ -70,9 +70,9 @@ def wait_for_reader(pipe: BinaryIO) -> None:
     eventually(lambda: ioctl(pipe, FIONREAD, b"\0" * 4) == b"\0" * 4)
 
 
-def go_on_as_told(told: str, database_url: str) -> str:
-    """Runs the command that a stopped import printed, and answers with what that one says at its end."""
-    (command,) = re.findall(r"Go on with: coupon-clock (.*)", told)
+def go_on_as_reported(printed: str, database_url: str) -> str:
+    """Runs the command that a stopped import printed, and returns what that one says at its end."""
+    (command,) = re.findall(r"Go on with: coupon-clock (.*)", printed)
     done = coupon_clock(*shlex.split(command), database_url=database_url)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -163,13 +163,13 @@ def test_an_interrupted_import_says_how_far_all_is_in_and_goes_on_with_the_print
     first = b"".join(data.splitlines(keepends=True)[: 2 * CHUNK])
     with slowly_fed(file, first, database_url) as (process, _):
         process.send_signal(number)
-        _, told = process.communicate(timeout=30)
+        _, printed = process.communicate(timeout=30)
 
     assert process.returncode == 130
-    assert "All up to line 2,000 is done: 2,000 templates imported, 0 lines refused." in told
-    assert "Traceback" not in told
+    assert "All up to line 2,000 is done: 2,000 templates imported, 0 lines refused." in printed
+    assert "Traceback" not in printed
     file.write_bytes(data)
-    assert go_on_as_told(told, database_url) == "1,000 templates imported, 0 lines refused\n"
+    assert go_on_as_reported(printed, database_url) == "1,000 templates imported, 0 lines refused\n"
     assert created(database_url) == 3 * CHUNK
 
 
@@ -184,12 +184,12 @@ def test_an_interrupted_csv_import_goes_on_with_the_same_columns(database_url, t
         eventually(lambda: created(database_url) == CHUNK)
         wait_for_reader(pipe)
         process.send_signal(signal.SIGINT)
-        out, told = process.communicate(timeout=30)
+        out, printed = process.communicate(timeout=30)
 
     assert json.loads(out) == {"accepted": CHUNK, "refused": 0, "after": CHUNK + 1}
     file.unlink()
     file.write_bytes(data)
-    assert json.loads(go_on_as_told(told, database_url)) == {"accepted": CHUNK, "refused": 0}
+    assert json.loads(go_on_as_reported(printed, database_url)) == {"accepted": CHUNK, "refused": 0}
     assert created(database_url) == 2 * CHUNK
 
 
@@ -225,12 +225,12 @@ def test_where_postgresql_goes_away_it_says_how_far_all_is_in_and_how_to_go_on(f
         fragile_postgres.kill()
         pipe.write(b"".join(lines[CHUNK : 2 * CHUNK]))
         pipe.flush()
-        _, told = process.communicate(timeout=60)
+        _, printed = process.communicate(timeout=60)
 
     assert process.returncode == 2
-    assert "PostgreSQL" in told
-    assert "All up to line 1,000 is done" in told
+    assert "PostgreSQL" in printed
+    assert "All up to line 1,000 is done" in printed
     fragile_postgres.start()
     file.write_bytes(data)
-    assert go_on_as_told(told, fragile_postgres.url) == "2,000 templates imported, 0 lines refused\n"
+    assert go_on_as_reported(printed, fragile_postgres.url) == "2,000 templates imported, 0 lines refused\n"
     assert created(fragile_postgres.url) == 3 * CHUNK

@@ -1,4 +1,4 @@
-"""A loop goes on whatever its work raises, and stops when told."""
+"""A loop goes on whatever its work raises, and stops when asked to."""
 
 from threading import Event, Thread
 
@@ -8,7 +8,7 @@ from coupon_clock.infrastructure.notifier import Notifier
 from deadlines import eventually
 
 
-def test_it_goes_on_after_errors_expected_or_not_and_stops_when_told():
+def test_it_goes_on_after_errors_expected_or_not_and_stops_when_reported():
     stop, ticks = Event(), []
     troubles = [CouponClockError(), RuntimeError("a bug"), None, None]
 
@@ -24,9 +24,9 @@ def test_it_goes_on_after_errors_expected_or_not_and_stops_when_told():
 
 
 def test_a_ring_wakes_every_listener_once_also_one_that_was_busy():
-    bell = Notifier()
-    first, second = bell.subscribe(), bell.subscribe()
-    bell.notify()
+    notifier = Notifier()
+    first, second = notifier.subscribe(), notifier.subscribe()
+    notifier.notify()
 
     woken = []
     threads = [Thread(target=lambda wait=wait: (wait(60), woken.append(1)), daemon=True) for wait in (first, second)]
@@ -36,5 +36,5 @@ def test_a_ring_wakes_every_listener_once_also_one_that_was_busy():
 
     third = Thread(target=lambda: (first(60), woken.append(1)), daemon=True)
     third.start()
-    bell.notify()
+    notifier.notify()
     eventually(lambda: len(woken) == 3)

@@ -126,7 +126,7 @@ def test_data_of_another_version_is_refused(postgres: LocalPostgres) -> None:
         postgres.start()
 
 
-def test_a_server_that_gives_up_is_told_with_its_last_telling_line(postgres: LocalPostgres) -> None:
+def test_a_server_that_gives_up_is_reported_with_its_last_telling_line(postgres: LocalPostgres) -> None:
     postgres.start()
     postgres.stop()
     with (postgres.data / "postgresql.conf").open("a") as configuration:

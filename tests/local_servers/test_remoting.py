@@ -1,4 +1,4 @@
-"""The wire form, against a server that answers what it is told to."""
+"""The wire form, against a server that gives the answers it was given."""
 
 import json
 import socket

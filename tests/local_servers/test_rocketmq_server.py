@@ -95,7 +95,7 @@ def test_a_port_taken_meanwhile_makes_it_move(rocketmq: LocalRocketMQ) -> None:
         rocketmq.provision("alarms", "clock")
 
 
-def test_a_broker_that_will_not_start_is_told_with_its_log_and_leaves_nothing_running(tmp_path: Path) -> None:
+def test_a_broker_that_will_not_start_is_reported_with_its_log_and_leaves_nothing_running(tmp_path: Path) -> None:
     rocketmq = LocalRocketMQ(tmp_path)
     (tmp_path / "store").touch()
     with pytest.raises(ServerDidNotStart, match=r"RocketMQ's broker did not start: .*broker\.log"):

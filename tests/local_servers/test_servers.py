@@ -18,7 +18,7 @@ def test_with_the_broker_in_process_only_postgresql_runs(tmp_path: Path) -> None
     assert servers.status() == [ServerStatus("PostgreSQL", False, None, None)]
 
 
-def test_steps_are_told_from_beginning_to_end(tmp_path: Path) -> None:
+def test_steps_are_reported_from_beginning_to_end(tmp_path: Path) -> None:
     steps: list[tuple[str, int, int]] = []
     with temporary_servers(tmp_path, broker="memory", progress=lambda *step: steps.append(step)):
         assert steps == [("Starting PostgreSQL", 0, 1), ("Starting PostgreSQL", 1, 1)]
@@ -31,7 +31,7 @@ def test_before_the_first_start_there_are_no_addresses(tmp_path: Path) -> None:
         servers.environment()
 
 
-def test_an_unsupported_platform_is_told_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unsupported_platform_is_reported_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.platform", "win32")
     with pytest.raises(LocalServersUnavailable, match="win32 is not supported"):
         LocalServers(tmp_path)
@@ -49,7 +49,7 @@ def test_missing_packages_are_named_and_only_those_that_are_needed(
     LocalServers(tmp_path, broker="memory")
 
 
-def test_a_folder_that_cannot_be_made_is_told_in_one_sentence(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_reported_in_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(FolderUnusable, match="choose another folder"):
         LocalServers(tmp_path / "file", broker="memory").up()

@@ -70,7 +70,7 @@ def test_overdue_alarms_are_named_with_the_role_that_is_missing(settings, databa
     assert "--role reconciler" in findings(settings)["reconciler"]
 
 
-def test_alarms_that_no_broker_was_told_are_named_with_the_role_that_is_missing(live, settings):
+def test_alarms_that_no_broker_was_reported_are_named_with_the_role_that_is_missing(live, settings):
     template = ending_in(8)
     live.execute(template)
     assert "--role relay" in findings(settings)["relay"]

@@ -108,7 +108,7 @@ class RocketMQBroker:
             working = self._selector.working(routes)
             if not working or self._closed.is_set():
                 raise
-            self._selector.tell_failed(route, reason)
+            self._selector.report_failure(route, reason)
             if route.address not in {other.address for other in working}:
                 self._receiving.renew(connection)
             return []

@@ -20,7 +20,7 @@ class _Usage:
         self.backoff = Backoff(at_once=1)
         self.receivers = 0
         self.asked_at = 0.0
-        self.is_told = False
+        self.is_reported = False
 
 
 class BrokerSelector:
@@ -52,21 +52,21 @@ class BrokerSelector:
         with self._lock:
             return [route for route in routes if not self._usages[route.broker].backoff.failures]
 
-    def tell_failed(self, route: BrokerRoute, reason: BrokerUnavailable) -> None:
+    def report_failure(self, route: BrokerRoute, reason: BrokerUnavailable) -> None:
         """Once, until it works again."""
         with self._lock:
             usage = self._usages[route.broker]
-            if not usage.is_told:
+            if not usage.is_reported:
                 log.warning("one RocketMQ broker fails", action="one_lost", broker=route.broker, reason=str(reason))
-            usage.is_told = True
+            usage.is_reported = True
 
     def _succeeded(self, route: BrokerRoute, usage: _Usage) -> None:
         with self._lock:
             usage.receivers -= 1
             usage.backoff.succeeded()
-            if usage.is_told:
+            if usage.is_reported:
                 log.info("one RocketMQ broker answers again", action="one_back", broker=route.broker)
-            usage.is_told = False
+            usage.is_reported = False
 
     def _rank(self, route: BrokerRoute) -> tuple[float, int, float]:
         usage = self._usages[route.broker]

@@ -32,7 +32,7 @@ class Supervisor:
         self._backoff = Backoff(at_once=1)
         self._current: Connection | None = None
         self._closing: list[Thread] = []
-        self._told: type[BrokerUnavailable] | None = None
+        self._reported: type[BrokerUnavailable] | None = None
 
     @contextmanager
     def connection(self) -> Iterator[Connection]:
@@ -92,17 +92,17 @@ class Supervisor:
                 self._lose(connection, reason)
 
     def _lose(self, connection: Connection, reason: BrokerUnavailable) -> None:
-        if type(reason) is not self._told and not self._closed.is_set():
+        if type(reason) is not self._reported and not self._closed.is_set():
             log.warning("RocketMQ cannot be used", action="broker_lost", purpose=self._purpose, reason=str(reason))
-        self._told = type(reason)
+        self._reported = type(reason)
         self._backoff.failed()
         self._close_aside(connection)
 
     def _succeeded(self) -> None:
         with self._lock:
-            if self._told:
+            if self._reported:
                 log.info("RocketMQ can be used again", action="broker_back", purpose=self._purpose)
-            self._told = None
+            self._reported = None
             self._backoff.succeeded()
 
     def _close_aside(self, connection: Connection) -> None:

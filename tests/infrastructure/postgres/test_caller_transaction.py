@@ -252,7 +252,7 @@ def test_another_database_is_refused(live, database_url):
         live.execute(ending_in(3600), connection=elsewhere)
 
 
-def test_a_transaction_that_may_not_write_is_told_so_and_goes_on(live, connection):
+def test_a_transaction_that_may_not_write_is_reported_so_and_goes_on(live, connection):
     connection.read_only = True
     with pytest.raises(DatabaseUnavailable, match="read-only transaction"):
         live.execute(ending_in(3600), connection=connection)

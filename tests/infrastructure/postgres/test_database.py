@@ -58,7 +58,7 @@ def test_a_pool_whose_server_came_back_as_a_standby_refuses_and_says_why(own_ser
             connection.execute("SELECT 1")
 
 
-def test_a_statement_that_takes_too_long_is_told_apart_from_a_server_that_is_away(settings):
+def test_a_statement_that_takes_too_long_is_reported_apart_from_a_server_that_is_away(settings):
     with connect(settings) as connection:
         connection.execute("SET statement_timeout = '1ms'")
         with pytest.raises(TimedOut), translate_errors():

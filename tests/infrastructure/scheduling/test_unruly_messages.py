@@ -56,7 +56,7 @@ def about_nobody(messages: Messages) -> Messages:
 
 
 class AWeekLate:
-    """Keeps all back until it is told to let go."""
+    """Keeps all back until it is released."""
 
     def __init__(self) -> None:
         self.kept: list[ExpiryDue] = []

@@ -117,7 +117,7 @@ def test_code_of_another_fold_version_neither_writes_nor_reads(app, database_url
     assert value(database_url, f"SELECT count(*) FROM coupon_clock.{projection.name}") == 0
 
 
-def test_a_table_of_another_shape_is_told_by_name(app, projector, database_url):
+def test_a_table_of_another_shape_is_reported_by_name(app, projector, database_url):
     app.execute(a_template())
     run_sql(database_url, "ALTER TABLE coupon_clock.coupon_template RENAME COLUMN goods TO wares")
 

@@ -123,7 +123,7 @@ def test_the_old_table_can_be_kept(app, database_url):
     assert list(app.maintenance.verify()) == []
 
 
-def test_a_view_on_the_old_table_is_told_and_keeps_the_next_rebuild_from_beginning(app, database_url):
+def test_a_view_on_the_old_table_is_reported_and_keeps_the_next_rebuild_from_beginning(app, database_url):
     given_a_history(app)
     run_sql(database_url, "CREATE VIEW ours AS SELECT name FROM coupon_clock.coupon_template")
     app.maintenance.rebuild()
@@ -162,7 +162,7 @@ def test_a_projection_that_was_never_made_is_made_by_a_rebuild(app, database_url
 
 @pytest.fixture
 def busy(app) -> Iterator[Callable[[], int]]:
-    """Commands and projectors run on in the background; called, it answers how many commands were done."""
+    """Commands and projectors run on in the background; called, it returns how many commands were done."""
     stop, done = Event(), []
 
     def command() -> None:
@@ -261,7 +261,7 @@ def test_readers_that_never_end_are_named_and_what_was_done_is_kept(app, databas
     assert list(app.maintenance.verify()) == []
 
 
-def test_a_second_rebuild_is_told_who_runs_the_first(app):
+def test_a_second_rebuild_is_reported_who_runs_the_first(app):
     with only_run(app.store, TEMPLATE_ROWS):
         with pytest.raises(RebuildRunning, match=f"process {os.getpid()}"):
             app.maintenance.rebuild()

@@ -76,12 +76,12 @@ def test_other_credentials_are_refused_with_what_mends_it_and_without_the_secret
     guarded: LocalRocketMQ, capfd: pytest.CaptureFixture[str], topic: str, access_key: str, secret_key: str
 ) -> None:
     with opened(signed(guarded, topic, access_key, secret_key)) as broker:
-        told = refusals(broker)
-    for refusal in told:
+        refused = refusals(broker)
+    for refusal in refused:
         assert isinstance(refusal, CredentialsRefused)
         assert "COUPON_CLOCK_ROCKETMQ_ACCESS_KEY" in str(refusal)
         assert f"Topic:{topic},Group:{GROUP}" in str(refusal)
-    written = "".join([*capfd.readouterr(), *map(str, told), *map(repr, told)])
+    written = "".join([*capfd.readouterr(), *map(str, refused), *map(repr, refused)])
     assert "broker_lost" in written
     assert SECRET not in written
 

@@ -54,17 +54,17 @@ def test_one_that_failed_does_not_hide_one_that_works() -> None:
     assert selector.working([A, B]) == [B]
 
 
-def test_one_that_fails_is_told_once_until_it_works_again() -> None:
+def test_one_that_fails_is_reported_once_until_it_works_again() -> None:
     selector = BrokerSelector()
-    with capture_logs() as told:
+    with capture_logs() as logged:
         for _ in range(2):
             for _ in range(3):
                 fail(selector, A, times=1)
-                selector.tell_failed(A, Unreachable("as if"))
+                selector.report_failure(A, Unreachable("as if"))
             for _ in range(3):
                 with selector.choose([A]):
                     pass
-    assert [(line["action"], line["broker"]) for line in told] == [("one_lost", "a"), ("one_back", "a")] * 2
+    assert [(line["action"], line["broker"]) for line in logged] == [("one_lost", "a"), ("one_back", "a")] * 2
 
 
 def fail(selector: BrokerSelector, route: BrokerRoute, times: int) -> None:
