@@ -74,6 +74,7 @@ def writers(server_url: str) -> Iterator[Figure]:
             "lock_free": lambda: lock_free.insert_events([StoredEvent(uuid4(), 1, "topic", STATE)]),
             "plain": lambda: app.store.append([one_event(UNSET)]),
             "with_alarm": lambda: app.store.append([one_event(DUE_AT)]),
+            "execute": lambda: app.execute(template(DUE_AT)),
         }
         rates: dict[str, list[float]] = {name: [] for name in write}
         for turn in range(TURNS):
@@ -84,6 +85,12 @@ def writers(server_url: str) -> Iterator[Figure]:
     yield times("append with alarm, to default recorder", per_second["with_alarm"], per_second["default"], 5)
     yield times("append, to lock-free recorder", per_second["plain"], per_second["lock_free"], 1.2)
     yield times("append with alarm, to lock-free recorder", per_second["with_alarm"], per_second["lock_free"])
+    yield times(
+        "execute of a new template, to one insert by the default recorder",
+        per_second["execute"],
+        per_second["default"],
+        4,
+    )
 
 
 def times(name: str, value: float, reference: float, least: float | None = None) -> Figure:

@@ -45,6 +45,15 @@ IDLE_TABLES = (
     "INSERT INTO coupon_clock.alarm SELECT id, valid_until FROM plain",
     "VACUUM ANALYZE coupon_clock.alarm, plain",
 )
+BARE = """
+WITH due AS MATERIALIZED (
+     SELECT stream_id, version, topic, ending FROM coupon_clock.alarm WHERE due_at <= now() ORDER BY stream_id),
+     ended AS (
+     INSERT INTO coupon_clock.event (originator_id, originator_version, topic, state, command_id, cause)
+     SELECT stream_id, version + 1, topic, ending, gen_random_uuid(), 'reconciler' FROM due ORDER BY stream_id
+     RETURNING originator_id)
+DELETE FROM coupon_clock.alarm USING ended WHERE stream_id = originator_id
+"""
 IDLE_UPDATE = "UPDATE plain SET ended = true WHERE NOT ended AND valid_until <= now()"
 
 
@@ -84,6 +93,34 @@ def very_many_at_one_instant(running: LocalServers) -> Iterator[Figure]:
     p99 = 1_000 * quantile(waits, 0.99)
     yield at_most(f"{VERY_MANY:,} ends at one instant, the last committed", max(late), "s", 5)
     yield at_most("command from another process meanwhile, p99", p99, "ms", 200)
+
+
+def endings(running: LocalServers) -> Iterator[Figure]:
+    """What PostgreSQL alone takes for as many rows is the reference: the same inserts and deletes in one statement."""
+    for count, target in ((MANY, 4), (VERY_MANY, 1.6)):
+        say(f"{count:,} endings: in pages, and in one bare statement")
+        ours = seconds_to_end(running, count, lambda app: app.runtime.handle_due([], "reconciler"))
+        bare = seconds_to_end(running, count, end_by_one_statement)
+        yield at_most(f"{count:,} prepared endings, in pages", ours, "s", round(target * bare, 3), bare)
+
+
+def seconds_to_end(running: LocalServers, count: int, end: Callable[[Application], object]) -> float:
+    with (
+        throw_away_database(running.postgres.url) as url,
+        Application.open(Settings.load(database_url=url)) as app,
+    ):
+        instant = datetime.now(UTC) + timedelta(seconds=2 + count / 5_000)
+        create(app, [instant] * count)
+        with app.database.connection() as connection:
+            connection.execute("ANALYZE coupon_clock.alarm, coupon_clock.event")
+        sleep(max(0.0, (instant - datetime.now(UTC)).total_seconds()))
+        return seconds(lambda: end(app))
+
+
+def end_by_one_statement(app: Application) -> None:
+    with app.database.connect() as connection:
+        connection.execute("SET statement_timeout = 0")
+        connection.execute(BARE)
 
 
 def relay(running: LocalServers) -> Iterator[Figure]:
@@ -219,6 +256,7 @@ MEASURES = {
     "light": light_load,
     "relay": relay,
     "many": many_at_one_instant,
+    "endings": endings,
     "reconciler": idle_reconciler,
     "very-many": very_many_at_one_instant,
 }

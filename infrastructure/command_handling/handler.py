@@ -35,8 +35,9 @@ from coupon_clock.infrastructure.postgres.errors import (
 )
 
 CHUNK = 1_000
-PATIENCE_S = 10.0
-"""How long a chunk is tried again from its first failure on: conflicts are decided again, what times out is halved."""
+PATIENCE_S = 15.0
+"""How long a chunk is tried again from its first failure on, longer than a statement may take: conflicts are decided
+again, what times out is halved."""
 EACH_WAIT = timedelta(milliseconds=5)
 """Longest wait for each stream by itself, once a batch has waited in vain."""
 
@@ -140,9 +141,14 @@ class CommandHandler(Generic[State, Command, Event]):
         return [n for n in busy if self.stream_id(commands[n]) == self.stream_id(commands[busy[0]])]
 
     def attempt(
-        self, commands: Sequence[Command], cause: Cause = "command", longest_wait: timedelta | None = None
+        self,
+        commands: Sequence[Command],
+        cause: Cause = "command",
+        longest_wait: timedelta | None = None,
+        give_up_at: float | None = None,
     ) -> Outcomes[Event]:
-        """The five steps, once. A batch that fails as a whole is halved, until the culprit is alone.
+        """The five steps, once. A batch that fails as a whole is halved, until the culprit is alone or, some time after
+        the first failure, it is `give_up_at`.
 
         Of several, commands on a stream that somebody else has under way come back as StreamBusy, and those that others
         came before as Overtaken.
@@ -155,17 +161,17 @@ class CommandHandler(Generic[State, Command, Event]):
             }
             decided = [streams[self.stream_id(command)].decide(command) for command in commands]  # 2. decide
             changed = [stream for stream in streams.values() if stream.new_events]
-            results = self._appended(
-                [stream.append(cause) for stream in changed], loaded.now, longest_wait
-            )  # 3. append
+            appends = [stream.append(cause) for stream in changed]
+            results = self._appended(appends, loaded.now, longest_wait)  # 3. append
         except (RolledBack, TimedOut, Unstorable) as failure:
-            if len(commands) == 1:
-                (command,) = commands
-                too_late = isinstance(failure, DecidedTooLate)
-                return [Overtaken(command.command_id, self.stream_id(command), str(failure)) if too_late else failure]
-            middle = len(commands) // 2
-            halves = commands[:middle], commands[middle:]
-            return [outcome for half in halves for outcome in self.attempt(half, cause, longest_wait)]
+            give_up_at = give_up_at or monotonic() + self._patience_s
+            if len(commands) > 1 and monotonic() < give_up_at:
+                middle = len(commands) // 2
+                halves = commands[:middle], commands[middle:]
+                return [outcome for half in halves for outcome in self.attempt(half, cause, longest_wait, give_up_at)]
+            if isinstance(failure, DecidedTooLate):
+                return [Overtaken(each.command_id, self.stream_id(each), str(failure)) for each in commands]
+            return [failure for _ in commands]
         except (DatabaseUnavailable, UnsafeLog) as unavailable:
             return [unavailable for _ in commands]
         for stream, result in zip(changed, results, strict=True):  # 4. settle

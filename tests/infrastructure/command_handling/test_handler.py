@@ -10,11 +10,13 @@ import pytest
 from psycopg import Connection
 
 from coupon_clock.app import Application, Outcome
+from coupon_clock.domain.coupon_template import COUPON_TEMPLATES
 from coupon_clock.domain.errors import CommandConflict, OutcomeUnknown
+from coupon_clock.infrastructure.command_handling.handler import CommandHandler
 from coupon_clock.infrastructure.event_store.recorder import EventLogRecorder
 from coupon_clock.infrastructure.event_store.store import UnreadableEvent
 from coupon_clock.infrastructure.postgres.database import connect
-from coupon_clock.infrastructure.postgres.errors import DatabaseUnavailable
+from coupon_clock.infrastructure.postgres.errors import DatabaseUnavailable, TimedOut
 from deadlines import eventually
 from examples import SHOP, ending_in, increase, terminate
 
@@ -205,3 +207,23 @@ def test_an_id_used_for_another_command_is_refused(live):
     with pytest.raises(CommandConflict):
         live.execute(terminate(template.template_id, command_id=first.command_id))
     assert live.execute(increase(template.template_id, by=2, command_id=uuid4())).version == 3
+
+
+class Slow:
+    """A store whose every load takes too long."""
+
+    def __init__(self) -> None:
+        self.loads = 0
+
+    def load_many(self, stream_ids):
+        self.loads += 1
+        raise TimedOut("as always")
+
+
+@pytest.mark.parametrize(("patience_s", "loads"), [(60.0, 15), (0.0, 1)])
+def test_what_times_out_is_halved_until_the_patience_with_it_is_over(patience_s, loads):
+    store = Slow()
+    handler = CommandHandler(store, COUPON_TEMPLATES, notify=lambda _: None, patience_s=patience_s)
+    outcomes = handler.handle_many([ending_in(3600) for _ in range(8)])
+    assert [type(outcome) for outcome in outcomes] == [TimedOut] * 8
+    assert store.loads == loads
