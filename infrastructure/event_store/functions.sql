@@ -197,45 +197,35 @@ BEGIN
      ORDER BY due.due_at, due.stream_id;
 END $$;
 
--- The same of these streams, in any order.
-CREATE FUNCTION {schema}.end_streams(ids uuid[], ending_cause text, longest_wait interval)
-RETURNS TABLE (stream_id uuid, due_at timestamptz, recorded_at timestamptz) LANGUAGE plpgsql AS $$
-BEGIN
-    PERFORM set_config('lock_timeout', extract(milliseconds FROM longest_wait)::int::text, true);
-    RETURN QUERY
-    WITH due AS MATERIALIZED (
-        SELECT alarm.stream_id, alarm.due_at, alarm.version, alarm.topic, alarm.ending
-          FROM {schema}.alarm
-         WHERE alarm.stream_id = ANY (ids)
-           AND alarm.due_at <= (SELECT {schema}.now_utc())
-         ORDER BY alarm.stream_id
-           FOR UPDATE SKIP LOCKED
-    ), ended AS (
-        INSERT INTO {schema}.event AS log (originator_id, originator_version, topic, state, command_id, cause)
-        SELECT due.stream_id, due.version + 1, due.topic, due.ending, gen_random_uuid(), ending_cause
-          FROM due
-         WHERE due.ending IS NOT NULL
-         ORDER BY due.stream_id
-            ON CONFLICT (originator_id, originator_version) DO NOTHING
-        RETURNING log.originator_id, log.recorded_at
-    ), gone AS (
-        DELETE FROM {schema}.alarm USING ended WHERE alarm.stream_id = ended.originator_id
-    )
-    SELECT due.stream_id, due.due_at, ended.recorded_at
-      FROM due
-      LEFT JOIN ended ON ended.originator_id = due.stream_id;
-END $$;
-
--- Each for itself, for a page that waited in vain for a writer that does not lock alarms: a stream that is still not
--- free within the wait does not come back, and the rest is ended.
+-- The same of these streams, each for itself, for a page that waited in vain for a writer that does not lock alarms: a
+-- stream that is still not free within the wait does not come back, and the rest is ended.
 CREATE FUNCTION {schema}.end_each_stream(ids uuid[], ending_cause text, longest_wait interval)
 RETURNS TABLE (stream_id uuid, due_at timestamptz, recorded_at timestamptz) LANGUAGE plpgsql AS $$
 DECLARE
     id uuid;
 BEGIN
+    PERFORM set_config('lock_timeout', extract(milliseconds FROM longest_wait)::int::text, true);
     FOREACH id IN ARRAY ids LOOP
         BEGIN
-            RETURN QUERY SELECT * FROM {schema}.end_streams(ARRAY[id], ending_cause, longest_wait);
+            RETURN QUERY
+            WITH due AS MATERIALIZED (
+                SELECT alarm.stream_id, alarm.due_at, alarm.version, alarm.topic, alarm.ending
+                  FROM {schema}.alarm
+                 WHERE alarm.stream_id = id AND alarm.due_at <= (SELECT {schema}.now_utc())
+                   FOR UPDATE SKIP LOCKED
+            ), ended AS (
+                INSERT INTO {schema}.event AS log (originator_id, originator_version, topic, state, command_id, cause)
+                SELECT due.stream_id, due.version + 1, due.topic, due.ending, gen_random_uuid(), ending_cause
+                  FROM due
+                 WHERE due.ending IS NOT NULL
+                    ON CONFLICT (originator_id, originator_version) DO NOTHING
+                RETURNING log.originator_id, log.recorded_at
+            ), gone AS (
+                DELETE FROM {schema}.alarm USING ended WHERE alarm.stream_id = ended.originator_id
+            )
+            SELECT due.stream_id, due.due_at, ended.recorded_at
+              FROM due
+              LEFT JOIN ended ON ended.originator_id = due.stream_id;
         EXCEPTION WHEN lock_not_available THEN
             NULL;
         END;
