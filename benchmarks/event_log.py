@@ -231,8 +231,8 @@ def follow(app: Application, start: int, written: Signal, positions: list[int]) 
     while True:
         at_the_end = written.is_set()
         page = reader.page(500)
-        positions += [row.position for row in page.rows]
-        if not page.rows and page.blocked_for is None and at_the_end:
+        positions += [event.position for event in page.events]
+        if not page.events and page.blocked_for is None and at_the_end:
             return
 
 

@@ -80,7 +80,7 @@ def many_at_one_instant(running: LocalServers) -> Iterator[Figure]:
     say(f"{MANY:,} at one instant, raw client")
     instant = ceil(instant_for(MANY).timestamp())
     raw = lateness(provisioned(running, "raw-many"), "raw-many", "raw-many", [instant] * MANY)
-    yield at_most(f"{MANY:,} ends at one instant, the last committed", max(late), "s", 0.5, max(raw))
+    yield at_most(f"{MANY:,} ends at one instant, the last committed", max(late), "s", 0.2, max(raw))
 
 
 def very_many_at_one_instant(running: LocalServers) -> Iterator[Figure]:
@@ -91,8 +91,8 @@ def very_many_at_one_instant(running: LocalServers) -> Iterator[Figure]:
             late = ended(app, [instant] * VERY_MANY)
         waits = neighbour.between(instant, instant + timedelta(seconds=max(late)))
     p99 = 1_000 * quantile(waits, 0.99)
-    yield at_most(f"{VERY_MANY:,} ends at one instant, the last committed", max(late), "s", 5)
-    yield at_most("command from another process meanwhile, p99", p99, "ms", 200)
+    yield at_most(f"{VERY_MANY:,} ends at one instant, the last committed", max(late), "s", 2)
+    yield at_most("command from another process meanwhile, p99", p99, "ms", 100)
 
 
 def endings(running: LocalServers) -> Iterator[Figure]:
