@@ -44,7 +44,7 @@ from coupon_clock.projections.query_validation import (
 NAME = "coupon_template"
 FOLD_VERSION = 1
 
-State = Literal["upcoming", "active", "over"]
+TemplateState = Literal["upcoming", "active", "over"]
 
 
 class TemplateRow(TemplateFields, frozen=True, kw_only=True, gc=False):
@@ -79,7 +79,7 @@ class TemplateView(TemplateRow, frozen=True, kw_only=True):
     as_of: datetime
 
     @property
-    def state(self) -> State:
+    def state(self) -> TemplateState:
         if self.ended_at is not None or self.as_of >= self.valid_until:
             return "over"
         return "upcoming" if self.as_of < self.valid_from else "active"
@@ -131,7 +131,7 @@ class Filters(Struct, frozen=True, kw_only=True):
     goods: str | None = None
     target: str | None = None
     discount: str | None = None
-    state: State | None = None
+    state: TemplateState | None = None
     ended: bool | None = None
     ends_before: datetime | None = None
     ends_after: datetime | None = None
@@ -194,7 +194,7 @@ def given(filters: Filters) -> dict[str, Any]:
 CHOICES: dict[str, tuple[str, ...]] = {
     "target": rules.TARGETS,
     "discount": tuple(kind.__name__ for kind in get_args(Discount)),
-    "state": get_args(State),
+    "state": get_args(TemplateState),
 }
 
 
@@ -208,7 +208,7 @@ def page_statement(shop_number: int, filters: Filters, after: UUID | None, limit
     return select(LIVE, AS_OF).where(*wanted).order_by(columns.template_id).limit(limit)
 
 
-def in_state(state: State) -> ColumnElement[bool]:
+def in_state(state: TemplateState) -> ColumnElement[bool]:
     is_over = LIVE.c.ended_at.is_not(None) | (LIVE.c.valid_until <= AS_OF)
     match state:
         case "over":

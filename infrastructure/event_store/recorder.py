@@ -214,6 +214,14 @@ class EventLogRecorder(ApplicationRecorder):
             rows = connection.execute(statement, (after, through, limit), prepare=True, binary=True)
             return [RecordedEvent._make(row) for row in rows]
 
+    SELECT_END = "SELECT coalesce(max(notification_id), 0), {schema}.now_utc() FROM {schema}.event"
+
+    def select_end(self) -> tuple[int, datetime]:
+        """Returns the highest position stored, and PostgreSQL's time."""
+        with self._connections.connection() as connection:
+            (position, now) = fetch_one(connection, self._connections.sql(self.SELECT_END))
+        return position, now
+
     WRITERS = """
     SELECT virtualtransaction
       FROM pg_locks

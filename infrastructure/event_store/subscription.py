@@ -15,12 +15,9 @@ from coupon_clock.infrastructure.event_store.log_reader import LogReader, Record
 from coupon_clock.infrastructure.event_store.store import Envelope, EventStore, UnreadableEvent
 from coupon_clock.infrastructure.loop import Counts
 from coupon_clock.infrastructure.notifier import Wait
-from coupon_clock.infrastructure.postgres.database import fetch_one
 
 RENEW_AFTER_S = 5
 SHORTEST_PAUSE_S = 0.002
-
-END = "SELECT coalesce(max(notification_id), 0), {schema}.now_utc() FROM {schema}.event"
 
 
 class Batch(NamedTuple, Generic[Event]):
@@ -139,8 +136,7 @@ class Subscription(Generic[Event]):
         """`last_recorded_at`: of a batch that was full, so that more may follow. Only then is the log asked."""
         self.lag = Lag()
         if last_recorded_at is not None or blocked_for is not None:
-            with self._store.database.connection() as connection:
-                (end, now) = fetch_one(connection, self._store.database.sql(END))
+            end, now = self._store.recorder.select_end()
             seconds = (now - last_recorded_at).total_seconds() if last_recorded_at else blocked_for or 0.0
             events = end - self._reader.position
             self.lag = Lag(events, seconds if events else 0.0, blocked_for)
