@@ -24,6 +24,7 @@ from coupon_clock.infrastructure.command_handling.handler import CommandHandler
 from coupon_clock.infrastructure.event_store.store import Append, Appended, Conflict, Envelope, Loaded
 from coupon_clock.infrastructure.postgres.errors import AnswerLost
 from coupon_clock.testing import TestApplication
+from event_store_contract import EventStoreContract
 from examples import (
     EVENING,
     MICROSECOND,
@@ -115,6 +116,12 @@ class LogInMemory:
             place = {"stream_id": append.stream_id, "version": version + number + 1, "position": first + number}
             self.envelopes.append(Envelope(**asdict(new), **place, recorded_at=self.now))
         return Appended(list(range(first, len(self.envelopes) + 1)))
+
+
+class TestLogInMemory(EventStoreContract):
+    @pytest.fixture
+    def store(self) -> LogInMemory:
+        return LogInMemory()
 
 
 class World:
