@@ -1,1 +1,1 @@
-"""Brokers: the contract, the in-process one and RocketMQ. Knows no alarm."""
+"""Brokers: the contract, the in-process one and RocketMQ. All that passes is ExpiryDue."""

@@ -1,6 +1,6 @@
-"""What a broker must do, and the in-process one.
+"""What a broker must do.
 
-The broker is the alarm clock, never the truth: it may lose, repeat, reorder and delay, and only lateness changes.
+It may lose, repeat, reorder and delay messages: nothing is decided from them, so that only lateness changes.
 """
 
 from collections.abc import Sequence
@@ -15,16 +15,17 @@ from coupon_clock.infrastructure.messaging.messages import ExpiryDue
 
 
 class BrokerUnavailable(CouponClockError):
-    """The broker cannot be used right now: the loops keep trying, and ends come by the reconciler meanwhile."""
+    """The broker cannot be used right now: the loops keep trying, and the reconciler ends what is due meanwhile."""
 
 
 class BrokerMisconfigured(BrokerUnavailable):
-    """The broker is not set up as it must be: the loops keep trying, and ends come by the reconciler meanwhile."""
+    """The broker is not set up as it must be: the loops keep trying, and the reconciler ends what is due meanwhile."""
 
 
 @dataclass(eq=False)
 class Unreachable(BrokerUnavailable):
-    """The broker cannot be used right now ({reason}): the loops keep trying, and the reconciler ends what is due."""
+    """The broker cannot be used right now ({reason}): the loops keep trying, and the reconciler ends what is due
+    meanwhile."""
 
     reason: str
 
@@ -53,7 +54,7 @@ class Broker(Protocol):
 
     name: str
     arming_window: timedelta
-    """How far ahead of their due time it wants alarms."""
+    """How long before they are due it takes messages."""
     forgets: bool
     """Whether what was published is gone when this process ends."""
     receivers: int
@@ -69,7 +70,7 @@ class Broker(Protocol):
         """Up to `limit` messages, waiting up to `wait` for the first; not delivered again while `invisible`."""
 
     def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
-        """These are done: never deliver them again. One that was redelivered already is not an error."""
+        """Never delivers these again. One that was redelivered already is not an error."""
 
     def close(self) -> None:
-        """Gives back what it holds, in bounded time. A `receive` under way returns."""
+        """Releases what it holds, in bounded time. A `receive` under way returns."""

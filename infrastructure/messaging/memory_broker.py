@@ -13,11 +13,11 @@ from coupon_clock.infrastructure.messaging.messages import ExpiryDue, to_wire
 
 
 class MemoryBroker:
-    """The embedded default where no RocketMQ is configured: delivers within this process, forgets on exit.
+    """Delivers within this process and forgets on exit.
 
-    It delivers at once, because alarms come no earlier than 30 s before they are due and the consumer holds
-    them anyway. Several processes may each have their own: the alarms' leases keep them apart, and one that
-    dies is replaced when its leases end.
+    It delivers at once: messages come no earlier than 30 s before they are due, and the consumer holds them anyway.
+    Several processes may each have their own: their relays share the work under leases, and what one that died had
+    published is published by another when its leases end.
     """
 
     name = "memory"
@@ -43,8 +43,8 @@ class MemoryBroker:
         with self._changed:
             while not self._closed:
                 taken = self._take(limit, monotonic() + invisible.total_seconds())
-                remaining = self._until_next(deadline)
-                if taken or remaining <= 0:
+                next_at = min(deadline, self._queue[0].visible_at) if self._queue else deadline
+                if taken or (remaining := next_at - monotonic()) <= 0:
                     return taken
                 self._changed.wait(remaining)
             return []
@@ -69,10 +69,6 @@ class MemoryBroker:
         for queued in taken:
             heapq.heappush(self._queue, queued._replace(visible_at=visible_again_at))
         return [Delivery(f"memory-{queued.number}", queued.body, queued.number) for queued in taken]
-
-    def _until_next(self, deadline: float) -> float:
-        next_at = min(deadline, self._queue[0].visible_at) if self._queue else deadline
-        return next_at - monotonic()
 
 
 class _Queued(NamedTuple):

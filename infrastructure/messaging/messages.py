@@ -10,15 +10,13 @@ from msgspec import Struct
 
 from coupon_clock.domain.errors import CouponClockError
 
-VERSION: Literal[1] = 1
-
 
 class ExpiryDue(Struct, frozen=True, gc=False, tag="ExpiryDue"):
     """Look at `stream_id` at `due_at` (aware UTC). What happens then is decided from the log, never from this."""
 
     stream_id: UUID
     due_at: datetime
-    v: Literal[1] = VERSION
+    v: Literal[1] = 1
 
 
 @dataclass(eq=False)

@@ -1,1 +1,1 @@
-"""The RocketMQ client, tamed: every call bounded in time, every failure in words, every lost connection built anew."""
+"""RocketMQ through its client: every call bounded in time, every failure one sentence, lost connections replaced."""

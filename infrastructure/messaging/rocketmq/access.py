@@ -26,10 +26,13 @@ class Access(NamedTuple):
     @classmethod
     def of(cls, settings: Settings) -> Self:
         """Raises EndpointsUnreadable or NameUnusable."""
+        for setting in "rocketmq_topic", "rocketmq_group":
+            if not _NAME.fullmatch(name := getattr(settings, setting)):
+                raise NameUnusable(f"COUPON_CLOCK_{setting.upper()}", name)
         return cls(
             checked_endpoints(settings.rocketmq_endpoints),
-            checked_name("COUPON_CLOCK_ROCKETMQ_TOPIC", settings.rocketmq_topic),
-            checked_name("COUPON_CLOCK_ROCKETMQ_GROUP", settings.rocketmq_group),
+            settings.rocketmq_topic,
+            settings.rocketmq_group,
             settings.rocketmq_namespace,
             settings.rocketmq_access_key,
             settings.rocketmq_secret_key,
@@ -37,29 +40,22 @@ class Access(NamedTuple):
         )
 
 
-def checked_name(setting: str, name: str) -> str:
-    if not _NAME.fullmatch(name):
-        raise NameUnusable(setting, name)
-    return name
-
-
 def checked_endpoints(text: str) -> str:
-    """The same, without blanks. The client turns what it cannot read into nothing, so it is judged here."""
+    """Returns them without blanks. The client turns what it cannot read into nothing, so it is checked here.
+
+    Raises EndpointsUnreadable.
+    """
     addresses = [part.strip() for part in text.split(";") if part.strip()]
     if not addresses:
         raise EndpointsUnreadable(text, "it names no address")
     for address in addresses:
-        _check(text, address)
-    if len(addresses) > 1 and not all(_IPV4.fullmatch(address.split(":")[0]) for address in addresses):
-        raise EndpointsUnreadable(text, "the client takes one host name, or several IPv4 addresses")
+        host, _, port = address.partition(":")
+        if "//" in address:
+            raise EndpointsUnreadable(text, f"{address} has a scheme")
+        if ":" in port or "[" in address:
+            raise EndpointsUnreadable(text, f"{address} is an IPv6 literal, which the client cannot read")
+        if not host or not port.isdecimal() or not 1 <= int(port) <= 65_535:
+            raise EndpointsUnreadable(text, f"{address} is not host:port")
+        if len(addresses) > 1 and not _IPV4.fullmatch(host):
+            raise EndpointsUnreadable(text, "the client takes one host name, or several IPv4 addresses")
     return ";".join(addresses)
-
-
-def _check(text: str, address: str) -> None:
-    if "//" in address:
-        raise EndpointsUnreadable(text, f"{address} has a scheme")
-    if address.count(":") > 1 or "[" in address:
-        raise EndpointsUnreadable(text, f"{address} is an IPv6 literal, which the client cannot read")
-    host, _, port = address.partition(":")
-    if not host or not port.isdecimal() or not 1 <= int(port) <= 65_535:
-        raise EndpointsUnreadable(text, f"{address} is not host:port")

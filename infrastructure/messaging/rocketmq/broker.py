@@ -1,7 +1,7 @@
-"""RocketMQ 5 as the alarm clock: a topic of type DELAY, received in batches.
+"""RocketMQ 5: a topic of type DELAY, received in batches.
 
-It comes and goes as it likes: nothing here waits for it at the start, every call is bounded in time, and what was
-lost is built anew. The traps of its client are described where they are avoided.
+It may be away at any time: nothing here waits for it at the start, every call is bounded in time, and connections that
+were lost are replaced. The traps of its client are described where they are avoided.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ log = structlog.get_logger()
 
 LEAST_RECEIVERS = 4
 """A receive waits at one broker, so there must be as many as brokers, or one is left unasked. How many brokers there
-are shows only once they are reached; a receiver too many costs nothing."""
+are is known only once they are reached; a receiver too many costs nothing."""
 SHORTEST_INVISIBLE = timedelta(seconds=10)
 SHORTEST_WAIT = timedelta(seconds=5)
 """The proxy raises shorter ones to these."""
@@ -37,7 +37,7 @@ SHORTEST_WINDOW = timedelta(minutes=1)
 
 
 class RocketMQBroker:
-    """Remembers what was published. Built without talking to anyone: a broker that is away shows at the first call."""
+    """Keeps what was published. Made without any call: a broker that is away shows at the first one."""
 
     name = "rocketmq"
     forgets = False
@@ -64,31 +64,30 @@ class RocketMQBroker:
             return
         with self._sending.connection() as connection:
             failures = connection.send([_outgoing(message, lead) for message in messages])
-            if all(failures) and (failure := _first_but_caps(failures)):
+            failure = next((each for each in failures if each and not isinstance(each, DelayRefused)), None)
+            if failure and all(failures):
                 raise failure
-        if failure := _first_but_caps(failures):
-            raise PartlyStored([m for m, failed in zip(messages, failures, strict=True) if failed], str(failure))
-        self._heed_cap([m for m, failure in zip(messages, failures, strict=True) if failure])
+        failed = [message for message, each in zip(messages, failures, strict=True) if each]
+        if failure:
+            raise PartlyStored(failed, str(failure))
+        if failed:
+            self._shrink_window(failed)
 
     def receive(self, limit: int, invisible: timedelta, wait: timedelta) -> list[Delivery]:
         """At most 32, invisible for at least 10 s, after a wait of at least 5 s: the proxy's own bounds."""
+        invisible_s = ceil(max(invisible, SHORTEST_INVISIBLE).total_seconds())
+        wait_s = ceil(max(wait, SHORTEST_WAIT).total_seconds())
         try:
             with self._receiving.connection() as connection:
-                return self._receive(
-                    connection,
-                    min(limit, MOST_PER_RECEIVE),
-                    _seconds(invisible, SHORTEST_INVISIBLE),
-                    _seconds(wait, SHORTEST_WAIT),
-                )
+                return self._receive(connection, min(limit, MOST_PER_RECEIVE), invisible_s, wait_s)
         except BrokerUnavailable:
             if self._closed.is_set():
                 return []
             raise
 
     def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
-        if deliveries:
-            for failure in self._receiving.current().acknowledge(deliveries):
-                raise failure
+        if deliveries and (failures := self._receiving.current().acknowledge(deliveries)):
+            raise failures[0]
 
     def close(self) -> None:
         """What was received and not acknowledged is visible again after its invisible time."""
@@ -113,10 +112,8 @@ class RocketMQBroker:
                 self._receiving.renew(connection)
             return []
 
-    def _heed_cap(self, refused: Sequence[ExpiryDue]) -> None:
-        """The broker does not say what its cap is: what it refuses is above."""
-        if not refused:
-            return
+    def _shrink_window(self, refused: Sequence[ExpiryDue]) -> None:
+        """The broker does not say what its cap on delays is: what it refuses is above. Raises DelayAboveCap."""
         ahead = min(message.due_at for message in refused) - datetime.now(UTC)
         with self._window:
             self.arming_window = min(self.arming_window, max(ahead / 2, SHORTEST_WINDOW))
@@ -125,17 +122,9 @@ class RocketMQBroker:
         raise error
 
 
-def _first_but_caps(failures: Sequence[BrokerUnavailable | None]) -> BrokerUnavailable | None:
-    return next((failure for failure in failures if failure and not isinstance(failure, DelayRefused)), None)
-
-
 def _outgoing(message: ExpiryDue, lead: timedelta) -> Outgoing:
     """Whole seconds, rounded down: sooner rather than later."""
     return Outgoing(str(message.stream_id), to_wire(message), max(1, floor((message.due_at - lead).timestamp())))
-
-
-def _seconds(time: timedelta, least: timedelta) -> int:
-    return ceil(max(time, least).total_seconds())
 
 
 def _whole_seconds(time: timedelta) -> timedelta:

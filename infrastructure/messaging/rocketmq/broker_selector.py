@@ -32,9 +32,14 @@ class BrokerSelector:
 
     @contextmanager
     def choose(self, routes: Sequence[BrokerRoute]) -> Iterator[BrokerRoute]:
-        """The one for this block: rather one that needs no rest, with few receivers, not asked for long."""
+        """Yields the route for this block: preferably one not backing off, with few receivers, not asked for long."""
+
+        def preference(route: BrokerRoute) -> tuple[float, int, float]:
+            usage = self._usages[route.broker]
+            return usage.backoff.remaining(), usage.receivers, usage.asked_at
+
         with self._lock:
-            route = min(routes, key=self._rank)
+            route = min(routes, key=preference)
             usage = self._usages[route.broker]
             usage.receivers += 1
             usage.asked_at = monotonic()
@@ -45,22 +50,6 @@ class BrokerSelector:
                 usage.receivers -= 1
                 usage.backoff.failed()
             raise
-        self._succeeded(route, usage)
-
-    def working(self, routes: Sequence[BrokerRoute]) -> list[BrokerRoute]:
-        """Those that did not fail when they were asked last."""
-        with self._lock:
-            return [route for route in routes if not self._usages[route.broker].backoff.failures]
-
-    def report_failure(self, route: BrokerRoute, reason: BrokerUnavailable) -> None:
-        """Once, until it works again."""
-        with self._lock:
-            usage = self._usages[route.broker]
-            if not usage.is_reported:
-                log.warning("one RocketMQ broker fails", action="one_lost", broker=route.broker, reason=str(reason))
-            usage.is_reported = True
-
-    def _succeeded(self, route: BrokerRoute, usage: _Usage) -> None:
         with self._lock:
             usage.receivers -= 1
             usage.backoff.succeeded()
@@ -68,6 +57,15 @@ class BrokerSelector:
                 log.info("one RocketMQ broker answers again", action="one_back", broker=route.broker)
             usage.is_reported = False
 
-    def _rank(self, route: BrokerRoute) -> tuple[float, int, float]:
-        usage = self._usages[route.broker]
-        return usage.backoff.remaining(), usage.receivers, usage.asked_at
+    def working(self, routes: Sequence[BrokerRoute]) -> list[BrokerRoute]:
+        """Those that did not fail when they were asked last."""
+        with self._lock:
+            return [route for route in routes if not self._usages[route.broker].backoff.failures]
+
+    def report_failure(self, route: BrokerRoute, reason: BrokerUnavailable) -> None:
+        """Logs it once, until the broker works again."""
+        with self._lock:
+            usage = self._usages[route.broker]
+            if not usage.is_reported:
+                log.warning("one RocketMQ broker fails", action="one_lost", broker=route.broker, reason=str(reason))
+            usage.is_reported = True

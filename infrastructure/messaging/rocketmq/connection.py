@@ -1,8 +1,7 @@
 """Calls to RocketMQ, each bounded in time, over one client.
 
-Of the client only the upkeep is used: routes, heartbeats, settings, channels, signatures. Its own send, receive and
-ack cross threads several times a message, can wait without an end and hide the server's answer; ours go straight to
-its stubs, many per crossing.
+Of the client only routes, heartbeats, settings, channels and signatures are used. Its own send, receive and ack cross
+threads several times a message, can wait forever and hide the server's answer; these call its stubs, many per crossing.
 """
 
 import asyncio
@@ -14,7 +13,12 @@ from typing import Any, Self, TypeVar
 
 from coupon_clock.infrastructure.messaging.broker import BrokerUnavailable, Delivery, Unreachable
 from coupon_clock.infrastructure.messaging.rocketmq.access import Access
-from coupon_clock.infrastructure.messaging.rocketmq.errors import Busy, TopicIsNotDelay, failed_call, refusal
+from coupon_clock.infrastructure.messaging.rocketmq.errors import (
+    RocketMQBusy,
+    TopicIsNotDelay,
+    failed_call,
+    refusal,
+)
 from coupon_clock.infrastructure.messaging.rocketmq.library import library
 from coupon_clock.infrastructure.messaging.rocketmq.requests import (
     BrokerRoute,
@@ -37,14 +41,14 @@ MOST_PER_RECEIVE = 32
 MOST_PER_ACKNOWLEDGEMENT = 128
 SETTLING = 2.0
 """Seconds for a new client's settings to come back: a receive before that is refused with 50001."""
-_FINE = frozenset({20_000, 30_000, 40_401})
-"""OK, many answers in one, no new message."""
-_SPENT = 40_013
-"""An acknowledgement's receipt is void after a redelivery: the later one counts."""
+_OK = frozenset({20_000, 30_000, 40_401})
+"""OK, several results in one answer, no new message."""
+_INVALID_RECEIPT = 40_013
+"""Of an acknowledgement after a redelivery: the later receipt counts."""
 
 
 class Connection:
-    """One client. Calls raise BrokerUnavailable, and BrokerMisconfigured where a person must act."""
+    """One client. Calls raise BrokerUnavailable, or BrokerMisconfigured where a person must act."""
 
     def __init__(self, access: Access, client: Any) -> None:
         self._access = access
@@ -62,16 +66,14 @@ class Connection:
     def for_receiving(cls, access: Access) -> Self:
         rocketmq = library().rocketmq
         topics = {access.topic: rocketmq.FilterExpression()}
-        return cls(
-            access,
-            rocketmq.SimpleConsumer(_configuration(access), access.group, topics, tls_enable=access.tls),
-        )
+        client = rocketmq.SimpleConsumer(_configuration(access), access.group, topics, tls_enable=access.tls)
+        return cls(access, client)
 
     def start(self) -> None:
         """Connects, checks topic and group: some ms, or up to a timeout if nobody answers.
 
-        The client asks for route and settings as well, but keeps what the server says to itself; asking first also
-        spares its threads while the broker is away.
+        The client asks for route and settings as well, but hides what the server answers; where the broker is away,
+        asking first also keeps the client from starting threads.
         """
         settings_came = self._client._init_settings_event
         self._run(self._ask_route(), TIMEOUT)
@@ -89,7 +91,7 @@ class Connection:
         return bool(self._calls)
 
     def close(self) -> None:
-        """Cancels what is under way. Takes up to one timeout a broker: the client says good-bye to each."""
+        """Cancels what is under way. Takes up to one timeout a broker: the client notifies each."""
         for call in list(self._calls):
             call.cancel()
         try:
@@ -107,7 +109,7 @@ class Connection:
         return list(routes.values())
 
     def send(self, messages: Sequence[Outgoing]) -> list[BrokerUnavailable | None]:
-        """What became of each, None if stored."""
+        """Returns the failure of each, None if it was stored."""
         places = self._places()
         waves = -(-len(messages) // IN_FLIGHT)
         return self._run(self._send_all(messages, places), waves * (TIMEOUT * len(places) + sum(PAUSES)))
@@ -118,7 +120,7 @@ class Connection:
         return [delivery_of(message, route) for message in messages]
 
     def acknowledge(self, deliveries: Sequence[Delivery]) -> list[BrokerUnavailable]:
-        """What failed. A receipt that is spent, or void after a redelivery, is no failure."""
+        """Returns the failures. A receipt used before, or invalid after a redelivery, is none."""
         return self._run(self._acknowledge_all(deliveries), TIMEOUT)
 
     def _run(self, call: Coroutine[Any, Any, T], longest: float) -> T:
@@ -130,7 +132,7 @@ class Connection:
             future.cancel()
             raise Unreachable("the call was given up") from error
         except Exception as error:
-            raise self._in_words(error) from error
+            raise self._translated(error) from error
         finally:
             self._calls.discard(future)
 
@@ -162,10 +164,9 @@ class Connection:
         request = self._requests.send(message)
         failure = await self._send(request, places, metadata)
         for pause in PAUSES:
-            if not isinstance(failure, Busy):
-                break
-            await asyncio.sleep(pause)
-            failure = await self._send(request, places, metadata)
+            if isinstance(failure, RocketMQBusy):
+                await asyncio.sleep(pause)
+                failure = await self._send(request, places, metadata)
         return failure
 
     async def _send(self, request: Any, places: list[Any], metadata: Any) -> BrokerUnavailable | None:
@@ -175,7 +176,7 @@ class Connection:
             try:
                 answer = await self._stub(place).SendMessage(request, metadata=metadata, timeout=TIMEOUT)
             except Exception as error:
-                failure = self._in_words(error)
+                failure = self._translated(error)
             else:
                 failure = self._refusal(answer.status)
             if failure is None:
@@ -203,9 +204,9 @@ class Connection:
         try:
             answer = await stub.AckMessage(request, metadata=metadata, timeout=TIMEOUT)
         except Exception as error:
-            return self._in_words(error)
+            return self._translated(error)
         statuses = [entry.status for entry in answer.entries] or [answer.status]
-        failures = (self._refusal(status) for status in statuses if status.code != _SPENT)
+        failures = (self._refusal(status) for status in statuses if status.code != _INVALID_RECEIPT)
         return next(filter(None, failures), None)
 
     def _stub(self, endpoints: Any) -> Any:
@@ -233,16 +234,15 @@ class Connection:
                 raise TopicIsNotDelay(self._access.topic, ", ".join(map(types.Name, queue.accept_message_types)))
 
     def _check(self, status: Any) -> None:
-        failure = self._refusal(status)
-        if failure:
+        if failure := self._refusal(status):
             raise failure
 
     def _refusal(self, status: Any) -> BrokerUnavailable | None:
-        if status.code in _FINE:
+        if status.code in _OK:
             return None
         return refusal(status.code, status.message, self._access.topic, self._access.group)
 
-    def _in_words(self, error: Exception) -> BrokerUnavailable:
+    def _translated(self, error: Exception) -> BrokerUnavailable:
         if isinstance(error, BrokerUnavailable):
             return error
         if isinstance(error, library().RpcError):
@@ -257,10 +257,10 @@ def _configuration(access: Access) -> Any:
 
 
 def _by_broker(deliveries: Sequence[Delivery]) -> Iterator[Sequence[Delivery]]:
-    """Chunks that one call acknowledges: a proxy answers a call only when its slowest broker has."""
+    """Yields what one call acknowledges: a proxy answers a call only when its slowest broker has."""
     at: dict[str, list[Delivery]] = defaultdict(list)
     for delivery in deliveries:
         at[receipt_of(delivery).broker].append(delivery)
-    for theirs in at.values():
-        for start in range(0, len(theirs), MOST_PER_ACKNOWLEDGEMENT):
-            yield theirs[start : start + MOST_PER_ACKNOWLEDGEMENT]
+    for of_one in at.values():
+        for start in range(0, len(of_one), MOST_PER_ACKNOWLEDGEMENT):
+            yield of_one[start : start + MOST_PER_ACKNOWLEDGEMENT]

@@ -8,16 +8,16 @@ from coupon_clock.infrastructure.messaging.broker import BrokerMisconfigured, Br
 
 @dataclass(eq=False)
 class RocketMQRefused(BrokerUnavailable):
-    """RocketMQ answers {code}, {text}: the loops keep trying, and ends come by the reconciler meanwhile."""
+    """RocketMQ answers {code}, {text}: the loops keep trying, and the reconciler ends what is due meanwhile."""
 
     code: int
     text: str
 
 
 @dataclass(eq=False)
-class Busy(BrokerUnavailable):
-    """RocketMQ is too busy to take more for a moment ({text}): the loops keep trying, and ends come by the reconciler
-    meanwhile."""
+class RocketMQBusy(BrokerUnavailable):
+    """RocketMQ is too busy to take more for a moment ({text}): the loops keep trying, and the reconciler ends what is
+    due meanwhile."""
 
     text: str
 
@@ -98,10 +98,10 @@ class TlsNotSpoken(BrokerMisconfigured):
 
 
 @dataclass(eq=False)
-class HungUp(BrokerUnavailable):
-    """RocketMQ takes the connection and closes it before it says a word ({text}). If it speaks only TLS, set
-    COUPON_CLOCK_ROCKETMQ_TLS=true; the port must be that of its gRPC proxy. The loops keep trying, and ends come by the
-    reconciler meanwhile."""
+class ConnectionClosedAtOnce(BrokerUnavailable):
+    """RocketMQ accepts the connection and closes it without an answer ({text}). If it speaks only TLS, set
+    COUPON_CLOCK_ROCKETMQ_TLS=true; the port must be that of its gRPC proxy. The loops keep trying, and the reconciler
+    ends what is due meanwhile."""
 
     text: str
 
@@ -115,7 +115,7 @@ class DelayRefused(BrokerMisconfigured):
 
 @dataclass(eq=False)
 class DelayAboveCap(BrokerMisconfigured):
-    """RocketMQ refuses messages {ahead} ahead, so alarms are now sent {arming_window} ahead. Set
+    """RocketMQ refuses messages {ahead} ahead, so messages are now sent {arming_window} ahead. Set
     COUPON_CLOCK_ARMING_WINDOW below its cap, or raise maxDelayTimeMills in rmq-proxy.json and timerMaxDelaySec in
     broker.conf"""
 
@@ -124,7 +124,7 @@ class DelayAboveCap(BrokerMisconfigured):
 
 
 def refusal(code: int, text: str, topic: str, group: str) -> BrokerUnavailable:
-    """The server's status code, as what it means."""
+    """What the server's status code means."""
     match code:
         case 40_402:
             return TopicMissing(topic)
@@ -135,22 +135,17 @@ def refusal(code: int, text: str, topic: str, group: str) -> BrokerUnavailable:
         case 40_012:
             return DelayRefused(text)
         case 42_900:
-            return Busy(text)
+            return RocketMQBusy(text)
         case _:
             return RocketMQRefused(code, text)
 
 
 def failed_call(code: str, text: str, topic: str, group: str) -> BrokerUnavailable:
-    """gRPC's own status, by name, where no answer came."""
+    """What a status of gRPC itself means, where no answer came: a name, and a text, which alone has some causes."""
     if code in {"UNAUTHENTICATED", "PERMISSION_DENIED"}:
         return CredentialsRefused(topic, group, text)
     if "group not found" in text:
         return GroupMissing(group)
-    return unconnected(text) or Unreachable(f"{code}: {text}")
-
-
-def unconnected(text: str) -> BrokerUnavailable | None:
-    """Why there is no connection, where a setting may fix it. gRPC says so only in words."""
     _, distrusted, reason = text.partition("CERTIFICATE_VERIFY_FAILED: ")
     if distrusted:
         return CertificateNotTrusted(reason.removesuffix(": OK"))
@@ -159,5 +154,5 @@ def unconnected(text: str) -> BrokerUnavailable | None:
     if "WRONG_VERSION_NUMBER" in text:
         return TlsNotSpoken()
     if "failed to connect" in text and "Socket closed" in text:
-        return HungUp(text)
-    return None
+        return ConnectionClosedAtOnce(text)
+    return Unreachable(f"{code}: {text}")

@@ -28,7 +28,7 @@ def require_library() -> None:
 @cache
 def library() -> Library:
     """Imports the client without its log set-up, which writes to the home folder (and fails where that cannot be
-    written) and calls dictConfig, closing the log handlers of whoever uses us."""
+    written) and calls dictConfig, which closes the host application's log handlers."""
     log_config = ModuleType("rocketmq.v5.log.log_config")
     log_config.logger = _silent_logger()  # type: ignore[attr-defined]
     sys.modules.setdefault(log_config.__name__, log_config)
@@ -42,7 +42,7 @@ def library() -> Library:
 
 
 def _silent_logger() -> logging.Logger:
-    """What matters of it we raise or log ourselves; add a handler to hear the rest."""
+    """What matters of it is raised or logged here; a handler added to this logger gets the rest."""
     logger = logging.getLogger("rocketmq-python-client")
     logger.addHandler(logging.NullHandler())
     logger.propagate = False

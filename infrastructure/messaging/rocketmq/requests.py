@@ -1,4 +1,4 @@
-"""What is said to RocketMQ, as its protocol wants it. Nothing here talks to anyone."""
+"""Requests to RocketMQ, in its protocol. Nothing here makes a call."""
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -27,7 +27,7 @@ class BrokerRoute(NamedTuple):
 
     @property
     def address(self) -> str:
-        """Where it is reached: its own, or that of a proxy before several."""
+        """Where it is reached: its own, or that of a proxy in front of several."""
         return str(self.endpoints.facade)
 
 
@@ -43,10 +43,9 @@ class Requests:
     """For one topic and group."""
 
     def __init__(self, access: Access) -> None:
-        protocol = library().protocol
-        self._protocol = protocol
-        self._topic = protocol.Resource(name=access.topic, resource_namespace=access.namespace)
-        self._group = protocol.Resource(name=access.group, resource_namespace=access.namespace)
+        self._protocol = library().protocol
+        self._topic = self._protocol.Resource(name=access.topic, resource_namespace=access.namespace)
+        self._group = self._protocol.Resource(name=access.group, resource_namespace=access.namespace)
         self._next_message_id = library().MessageIdCodec().next_message_id
 
     def route(self, endpoints: Any) -> Any:
@@ -54,8 +53,7 @@ class Requests:
 
     def send(self, message: Outgoing) -> Any:
         request = self._protocol.SendMessageRequest()
-        sent = request.messages.add(topic=self._topic, body=message.body)
-        properties = sent.system_properties
+        properties = request.messages.add(topic=self._topic, body=message.body).system_properties
         properties.keys.append(message.key)
         properties.message_id = self._next_message_id()
         properties.message_type = self._protocol.MessageType.DELAY
@@ -80,7 +78,7 @@ class Requests:
 
 
 def delivery_of(message: Any, route: BrokerRoute) -> Delivery:
-    """The body as it came, compressed or not: ours never is."""
+    """The body is as it was sent, compressed or not: ours never is."""
     properties = message.system_properties
     receipt = Receipt(route.broker, route.endpoints, properties.receipt_handle)
     return Delivery(properties.message_id, message.body, receipt)

@@ -22,7 +22,11 @@ from cryptography.hazmat.primitives.serialization import (
 from broker_contract import refusals
 from coupon_clock.infrastructure.messaging.broker import BrokerUnavailable
 from coupon_clock.infrastructure.messaging.rocketmq.broker import RocketMQBroker
-from coupon_clock.infrastructure.messaging.rocketmq.errors import CertificateNotTrusted, HungUp, TlsNotSpoken
+from coupon_clock.infrastructure.messaging.rocketmq.errors import (
+    CertificateNotTrusted,
+    ConnectionClosedAtOnce,
+    TlsNotSpoken,
+)
 from coupon_clock.infrastructure.settings import Settings
 from coupon_clock.local_servers import ports
 from coupon_clock.local_servers.detached import end, launch, running, telling_line, until
@@ -123,7 +127,7 @@ def test_tls_with_a_proxy_that_speaks_none_is_named_with_the_setting(rocketmq: L
 
 def test_no_tls_with_a_proxy_that_speaks_nothing_else_is_named_with_the_setting(sealed: int) -> None:
     for refusal in refused(f"127.0.0.1:{sealed}", tls=False):
-        assert isinstance(refusal, HungUp)
+        assert isinstance(refusal, ConnectionClosedAtOnce)
         assert "COUPON_CLOCK_ROCKETMQ_TLS=true" in str(refusal)
 
 
