@@ -1,4 +1,4 @@
-"""What can keep the local servers from starting, each with the way out."""
+"""What can keep the local servers from starting, each with what to do."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""One starter at a time in a folder. The kernel frees the lock when its holder dies, however it dies."""
+"""A lock on a folder. The kernel releases it when its holder ends, however it ends."""
 
 import fcntl
 from collections.abc import Iterator
@@ -7,9 +7,12 @@ from pathlib import Path
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder, made if missing, against every other thread and process; wait as long as it is held."""
+def locked(folder: Path, wait: bool = True) -> Iterator[None]:
+    """Holds the folder, made if missing, against every other thread and process, waiting as long as another holds it.
+
+    Raises BlockingIOError if it is held and `wait` is false.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield

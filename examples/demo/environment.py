@@ -1,9 +1,8 @@
 """What one run needs: the folder to itself, servers, an empty database, a log file."""
 
-import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from signal import SIG_IGN, SIGINT, SIGTERM, signal
@@ -17,6 +16,7 @@ from structlog.processors import TimeStamper, add_log_level
 from actions import ARMING_WINDOW, LEAD
 from coupon_clock import CouponClockError, Settings
 from coupon_clock.infrastructure.progress import shown_progress
+from coupon_clock.local_servers.folder_lock import locked
 from coupon_clock.local_servers.servers import BrokerKind, LocalServers, named_if_unusable
 from coupon_clock.testing import in_database
 
@@ -30,15 +30,13 @@ class FolderBusy(CouponClockError):
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Holds the folder against other demos. The kernel frees it when this process ends, however it ends."""
-    with named_if_unusable(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "demo.lock").open("a")
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise FolderBusy(folder) from None
+    """Holds the folder against other demos."""
+    with ExitStack() as stack:
+        with named_if_unusable(folder):
+            try:
+                stack.enter_context(locked(folder, wait=False))
+            except BlockingIOError:
+                raise FolderBusy(folder) from None
         yield
 
 

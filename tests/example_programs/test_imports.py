@@ -8,7 +8,11 @@ import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PUBLIC = {"coupon_clock", "coupon_clock.testing"}
-SERVERS = {"coupon_clock.infrastructure.progress", "coupon_clock.local_servers.servers"}
+SERVERS = {
+    "coupon_clock.infrastructure.progress",
+    "coupon_clock.local_servers.folder_lock",
+    "coupon_clock.local_servers.servers",
+}
 """The demo starts servers of its own."""
 
 FILES = sorted(EXAMPLES.rglob("*.py"))

@@ -12,7 +12,6 @@ import pytest
 
 from coupon_clock.local_servers import ports, remoting
 from coupon_clock.local_servers.errors import ServerDidNotStart
-from coupon_clock.local_servers.rocketmq_configuration import Ports
 from coupon_clock.local_servers.rocketmq_server import LocalRocketMQ
 
 pytestmark = pytest.mark.rocketmq
@@ -31,10 +30,6 @@ def rocketmq(shared: LocalRocketMQ) -> LocalRocketMQ:
     return shared
 
 
-def ports_of(rocketmq: LocalRocketMQ) -> Ports:
-    return Ports(int(rocketmq.endpoints.rsplit(":", 1)[1]) - Ports(0).grpc)
-
-
 def pid_of(rocketmq: LocalRocketMQ) -> int:
     process = rocketmq.process()
     assert process is not None
@@ -46,7 +41,7 @@ def topic_of_store(rocketmq: LocalRocketMQ, topic: str) -> bool:
 
 
 def test_what_is_provisioned_can_be_used_at_once_and_may_be_provisioned_again(rocketmq: LocalRocketMQ) -> None:
-    here = ports_of(rocketmq)
+    here = rocketmq.ports
     for _ in range(2):
         rocketmq.provision("alarms", "clock")
         assert remoting.knows_route(here.proxy_remoting, "alarms")
@@ -77,7 +72,7 @@ def test_both_servers_carry_the_folder_in_their_arguments_and_write_nowhere_else
 
 def test_killed_hard_it_starts_again_at_the_same_address_with_what_it_had(rocketmq: LocalRocketMQ) -> None:
     rocketmq.provision("kept", "clock")
-    endpoints, here = rocketmq.endpoints, ports_of(rocketmq)
+    endpoints, here = rocketmq.endpoints, rocketmq.ports
     os.kill(pid_of(rocketmq), signal.SIGKILL)
     assert rocketmq.start() == endpoints
     rocketmq.provision("alarms", "clock")
@@ -85,13 +80,13 @@ def test_killed_hard_it_starts_again_at_the_same_address_with_what_it_had(rocket
 
 
 def test_a_port_taken_meanwhile_makes_it_move(rocketmq: LocalRocketMQ) -> None:
-    before = ports_of(rocketmq)
+    before = rocketmq.ports
     rocketmq.stop()
     assert not rocketmq.is_running()
     assert rocketmq.process() is None
     with socket.create_server(("127.0.0.1", before.broker)):
         rocketmq.start()
-        assert not set(before.all()) & set(ports_of(rocketmq).all())
+        assert not set(before) & set(rocketmq.ports)
         rocketmq.provision("alarms", "clock")
 
 
@@ -101,4 +96,4 @@ def test_a_broker_that_will_not_start_is_reported_with_its_log_and_leaves_nothin
     with pytest.raises(ServerDidNotStart, match=r"RocketMQ's broker did not start: .*broker\.log"):
         rocketmq.start()
     assert rocketmq.process() is None
-    assert all(ports.is_free(port) for port in ports_of(rocketmq).all())
+    assert all(ports.is_free(port) for port in rocketmq.ports)

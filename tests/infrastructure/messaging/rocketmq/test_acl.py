@@ -72,7 +72,7 @@ def test_the_right_credentials_publish_receive_and_acknowledge(guarded: LocalRoc
         pytest.param(ANOTHER_TOPIC, "clock", SECRET, id="for another topic"),
     ],
 )
-def test_other_credentials_are_refused_with_what_mends_it_and_without_the_secret(
+def test_other_credentials_are_refused_with_how_to_fix_it_and_without_the_secret(
     guarded: LocalRocketMQ, capfd: pytest.CaptureFixture[str], topic: str, access_key: str, secret_key: str
 ) -> None:
     with opened(signed(guarded, topic, access_key, secret_key)) as broker:

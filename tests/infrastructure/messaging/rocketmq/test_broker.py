@@ -1,6 +1,5 @@
-"""Against a real RocketMQ. What needs none is in test_rocketmq_unreachable.py."""
+"""Against a real RocketMQ. What needs none is in test_unreachable.py."""
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -89,7 +88,7 @@ def test_a_missing_topic_is_named_with_the_command_that_makes_it(settings: Setti
 def test_a_topic_that_is_not_delay_is_named_with_the_command_that_makes_it_so(
     settings: Settings, rocketmq: LocalRocketMQ
 ) -> None:
-    make_normal_topic(rocketmq, "a-normal-topic")
+    remoting.make_topic(rocketmq.ports.broker, "a-normal-topic", "NORMAL")
     with opened(settings, rocketmq_topic="a-normal-topic") as broker:
         eventually(lambda: isinstance(refusal_of(broker), TopicIsNotDelay), within=PATIENCE)
         with pytest.raises(
@@ -160,20 +159,3 @@ def receive_or_nothing(broker: RocketMQBroker) -> list[bytes]:
         return bodies(broker.receive(32, LONG, SHORT))
     except BrokerUnavailable:
         return []
-
-
-def make_normal_topic(rocketmq: LocalRocketMQ, topic: str) -> None:
-    listen_port = re.search(r"^listenPort=(\d+)", (rocketmq.folder / "broker.conf").read_text(), re.MULTILINE)
-    assert listen_port
-    fields: dict[str, object] = {
-        "topic": topic,
-        "defaultTopic": "TBW102",
-        "readQueueNums": 1,
-        "writeQueueNums": 1,
-        "perm": remoting.PERMISSION_READ_WRITE,
-        "topicFilterType": "SINGLE_TAG",
-        "topicSysFlag": 0,
-        "order": False,
-        "attributes": "+message.type=NORMAL",
-    }
-    remoting.request(int(listen_port[1]), remoting.UPDATE_TOPIC, fields)

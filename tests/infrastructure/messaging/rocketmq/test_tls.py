@@ -81,7 +81,7 @@ def sealed(rocketmq: LocalRocketMQ, folder: Path) -> Iterator[int]:
     configuration = {
         "rocketMQClusterName": CLUSTER,
         "proxyMode": "CLUSTER",
-        "namesrvAddr": rocketmq.name_server,
+        "namesrvAddr": f"127.0.0.1:{rocketmq.ports.name_server}",
         "grpcServerPort": port,
         "remotingListenPort": port + 1,
         "tlsTestModeEnable": False,
@@ -105,14 +105,14 @@ def test_over_tls_messages_are_published_received_and_acknowledged(sealed: int, 
     assert ran.stdout.splitlines() == ["received and acknowledged: 1"]
 
 
-def test_a_certificate_for_another_name_is_refused_with_what_mends_it(sealed: int, folder: Path) -> None:
+def test_a_certificate_for_another_name_is_refused_with_how_to_fix_it(sealed: int, folder: Path) -> None:
     ran = client(f"localhost:{sealed}", trusting=folder / "authority.pem")
     assert ran.returncode == 1
     assert "CertificateForAnotherName: RocketMQ's certificate is for another name" in ran.stderr
     assert "COUPON_CLOCK_ROCKETMQ_ENDPOINTS" in ran.stderr
 
 
-def test_a_certificate_of_an_unknown_authority_is_refused_with_what_mends_it(sealed: int) -> None:
+def test_a_certificate_of_an_unknown_authority_is_refused_with_how_to_fix_it(sealed: int) -> None:
     for refusal in refused(f"127.0.0.1:{sealed}", tls=True):
         assert isinstance(refusal, CertificateNotTrusted)
         assert refusal.reason == "unable to get local issuer certificate"

@@ -170,5 +170,5 @@ def cause_of_end(app: Application, template: CreateCouponTemplate) -> Cause:
 
 
 def broker_of(delivery: Delivery) -> str:
-    """As the broker wrote it into the receipt: the sixth of its words."""
+    """As the broker wrote it into the receipt: its sixth part."""
     return receipt_of(delivery).handle.split(" ")[5]
