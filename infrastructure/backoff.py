@@ -8,22 +8,25 @@ LONGEST_S = 2.0
 
 
 class Backoff:
-    """Not safe for several threads by itself. `at_once`: how many failures call for no rest."""
+    """Not safe for several threads by itself. `at_once`: how many failures are tried again without a rest."""
 
     def __init__(self, at_once: int = 0) -> None:
         self._at_once = at_once
         self._until = 0.0
         self.failures = 0
 
-    def failed(self) -> None:
+    def failed(self) -> float:
+        """Returns the seconds to rest: 0.1 at first, twice as many each time, 2 at most."""
         self.failures += 1
         rests = self.failures - self._at_once
-        self._until = monotonic() + (min(LONGEST_S, FIRST_S * 2 ** min(rests - 1, 10)) if rests > 0 else 0.0)
+        seconds = min(LONGEST_S, FIRST_S * 2 ** min(rests - 1, 10)) if rests > 0 else 0.0
+        self._until = monotonic() + seconds
+        return seconds
 
     def succeeded(self) -> None:
         self.failures = 0
         self._until = 0.0
 
     def remaining(self) -> float:
-        """Seconds until the next try is due."""
+        """Returns the seconds until the next try is due."""
         return max(0.0, self._until - monotonic())

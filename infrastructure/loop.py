@@ -52,9 +52,9 @@ class Loop(Struct, frozen=True):
             try:
                 counts = self.run_once()
             except Exception as error:
-                backoff.failed()
-                self._report(error, backoff.remaining())
-                stop.wait(backoff.remaining())
+                seconds = backoff.failed()
+                self._report(error, seconds)
+                stop.wait(seconds)
             else:
                 backoff.succeeded()
                 telemetry.count(self.role, counts)

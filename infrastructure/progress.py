@@ -1,7 +1,8 @@
-"""How long work shows how far it is: bars on a terminal, a plain line now and then when piped."""
+"""How long work shows how far it is: bars on a terminal, plain lines when piped."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from threading import Lock
 from time import monotonic
 from typing import Protocol
@@ -65,35 +66,44 @@ class Bars:
             self._bars.update(self._tasks[step], completed=done, total=total)
 
 
+@dataclass
+class Step:
+    """What plain lines know of one; `first`: how much was done when it began."""
+
+    first: int
+    began_at: float
+    printed_at: float
+    is_done: bool = False
+
+
 class PlainLines:
-    """A line a step now and then, and one when it is done."""
+    """A line when a step begins, one now and then, and one when it is done."""
 
     def __init__(self, console: Console, done_before: int, line_every_s: float) -> None:
         self._console = console
         self._done_before = done_before
         self._line_every_s = line_every_s
         self._lock = Lock()
-        self._first: dict[str, tuple[int, float]] = {}
-        self._printed_at: dict[str, float] = {}
+        self._steps: dict[str, Step] = {}
 
     def __call__(self, step: str, done: int, total: int | None) -> None:
         now = monotonic()
         with self._lock:
-            if step not in self._first:
-                self._first[step] = (done if self._first else self._done_before, now)
-                self._printed_at[step] = now
-            if total and done >= total and self._printed_at[step] != float("inf"):
-                self._printed_at[step] = float("inf")
+            if step not in self._steps:
+                self._steps[step] = Step(done if self._steps else self._done_before, now, now)
+                if done == 0:
+                    self._print(f"{step} …")
+            known = self._steps[step]
+            if known.is_done:
+                return
+            if total and done >= total:
+                known.is_done = True
                 self._print(f"{step}: done")
-            elif now - self._printed_at[step] >= self._line_every_s:
-                self._printed_at[step] = now
-                self._print(f"{step}: {self._measured(step, done, total, now)}")
-
-    def _measured(self, step: str, done: int, total: int | None, now: float) -> str:
-        first, began_at = self._first[step]
-        rate = (done - first) / max(now - began_at, 1e-6)
-        left = f", {(total - done) / rate:,.0f} s left" if total and rate else ""
-        return f"{done:,}{f' of {total:,}' if total else ''}, {rate:,.0f} a second{left}"
+            elif now - known.printed_at >= self._line_every_s:
+                known.printed_at = now
+                rate = (done - known.first) / max(now - known.began_at, 1e-6)
+                left = f", {(total - done) / rate:,.0f} s left" if total and rate else ""
+                self._print(f"{step}: {done:,}{f' of {total:,}' if total else ''}, {rate:,.0f} a second{left}")
 
     def _print(self, line: str) -> None:
         self._console.print(line, highlight=False, soft_wrap=True)

@@ -36,7 +36,7 @@ def test_piped_it_is_a_plain_line_with_how_far_how_fast_and_how_long_still():
 def test_plain_lines_come_now_and_then_only():
     console = piped()
     with shown_progress(console) as progress:
-        for done in range(1_000):
+        for done in range(1, 1_000):
             progress("importing", done, 1_000)
 
     assert said_on(console) == ""
@@ -67,10 +67,10 @@ def test_on_a_terminal_it_is_a_bar():
     assert "2000/3000" in said_on(console)
 
 
-def test_piped_a_step_that_is_done_says_so_once():
+def test_piped_a_step_says_when_it_begins_and_once_when_it_is_done():
     console = piped()
     with shown_progress(console) as progress:
         for done in (0, 50, 100, 100):
             progress("fetching", done, 100)
 
-    assert said_on(console) == "fetching: done\n"
+    assert said_on(console) == "fetching …\nfetching: done\n"
