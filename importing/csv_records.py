@@ -137,7 +137,7 @@ class RowTooLong(Exception):
 
 
 def read_rows(lines: Iterator[tuple[int, bytes]]) -> Iterator[CsvRow]:
-    source = LinesOfARow(lines)
+    source = RowLines(lines)
     reader = csv.reader(source, strict=True)
     while True:
         source.begin()
@@ -152,7 +152,7 @@ def read_rows(lines: Iterator[tuple[int, bytes]]) -> Iterator[CsvRow]:
             yield CsvRow(source.first, source.last, cells)
 
 
-def what_is_wrong(source: "LinesOfARow", error: Exception) -> str:
+def what_is_wrong(source: "RowLines", error: Exception) -> str:
     if source.first == source.last and isinstance(error, RowTooLong):
         return f"the line is longer than {LONGEST_LINE:,} bytes"
     if isinstance(error, RowTooLong) or source.is_at_the_end:
@@ -162,7 +162,7 @@ def what_is_wrong(source: "LinesOfARow", error: Exception) -> str:
     return f"a quote is wrong, one within a quoted cell must be doubled ({error})"
 
 
-class LinesOfARow:
+class RowLines:
     """What csv.reader takes its lines from. It remembers those of the row in hand, to take them back."""
 
     def __init__(self, lines: Iterator[tuple[int, bytes]]) -> None:

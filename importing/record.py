@@ -20,7 +20,7 @@ Fields = dict[str, Any]
 DISCOUNTS = ", ".join(kind.__name__ for kind in get_args(Discount))
 PLACED = re.compile(r"(?P<what>.*) - at `\$\.(?P<path>.*)`", re.DOTALL)
 MISSING = re.compile(r"Object missing required field `(?P<name>.*)`")
-IN_OUR_WORDS = (
+REWORDED = (
     (re.compile(r"Expected `(.*)`, got `(.*)`"), r"must be \1, not \2"),
     (re.compile(r"Invalid RFC3339 encoded datetime"), "must be a time, as 2026-01-31T00:00:00Z"),
     (re.compile(r"Invalid UUID"), "must be a UUID"),
@@ -29,7 +29,7 @@ IN_OUR_WORDS = (
 
 
 class NotATemplate(Exception):
-    """Why a record cannot become a template, in words that name the field."""
+    """Why a record cannot become a template; names the field."""
 
 
 class TemplateRecord(NamedTuple):
@@ -46,7 +46,7 @@ def command_of(record: TemplateRecord) -> CreateCouponTemplate:
     try:
         command = msgspec.convert(fields, CreateCouponTemplate)
     except msgspec.ValidationError as error:
-        raise NotATemplate(in_words(error, fields)) from error
+        raise NotATemplate(reason_of(error, fields)) from error
     refuse(unknown_fields(fields, command))
     return command
 
@@ -74,14 +74,14 @@ def names_of(struct: type[Struct]) -> frozenset[str]:
     return frozenset(struct.__struct_fields__) | ({tag} if tag else set())
 
 
-def in_words(error: msgspec.ValidationError, fields: Fields) -> str:
+def reason_of(error: msgspec.ValidationError, fields: Fields) -> str:
     """msgspec says what is wrong, and then where."""
     placed = PLACED.fullmatch(str(error))
     what, path = (placed["what"], placed["path"]) if placed else (str(error), "")
     if missing := MISSING.fullmatch(what):
         return f"{path}{'.' if path else ''}{missing['name']} is missing"
-    for said, ours in IN_OUR_WORDS:
-        what = said.sub(ours, what)
+    for pattern, reason in REWORDED:
+        what = pattern.sub(reason, what)
     return str(Problem(path, reduce(getitem, path.split("."), fields), what))
 
 
