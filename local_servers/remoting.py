@@ -1,7 +1,7 @@
 """RocketMQ's remoting protocol, as much of it as a few administrative requests need.
 
-A frame is its length, its header's length (the upper byte says JSON), the header and the body; `mqadmin` says the same
-things, but takes a Java machine and 4.5 s for each. Source: org.apache.rocketmq.remoting.protocol in RocketMQ 5.5.
+A frame is its length, its header's length (the upper byte says JSON), the header and the body; `mqadmin` sends the same
+requests, but takes a Java machine and 4.5 s for each. Source: org.apache.rocketmq.remoting.protocol in RocketMQ 5.5.
 """
 
 import json
