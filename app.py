@@ -203,7 +203,7 @@ class Application:
         return outcome(self.runtime.execute(command, connection))
 
     def execute_many(self, commands: Sequence[ShopCommand]) -> list[Outcome | CouponClockError]:
-        """Outcomes or errors in order, in few transactions: one that fails spoils no other."""
+        """Returns outcomes or errors in order, after few transactions; one that fails does not affect the others."""
         given = [(each, isinstance(each, SHOP_COMMANDS)) for each in commands]
         executed = iter(self.runtime.execute_many([each for each, is_ours in given if is_ours]))
         return [outcome_of(next(executed)) if is_ours else not_a_command(each) for each, is_ours in given]
@@ -213,7 +213,7 @@ class Application:
     def find(
         self, shop_number: int, template_id: UUID, at_least: int | None = None, timeout: float = 5.0
     ) -> TemplateView:
-        """From the read model, once it is at position `at_least`, waiting for that up to `timeout` seconds.
+        """Returns the template from the read model, after waiting up to `timeout` seconds for position `at_least`.
 
         Raises CouponTemplateNotFound, InvalidCommand, ReadModelBehind, ReadModelOutdated, DatabaseUnavailable.
         """
@@ -232,7 +232,7 @@ class Application:
         at_least: int | None = None,
         timeout: float = 5.0,
     ) -> Page:
-        """One shop's templates in order of their ids, up to `limit` (at most 1,000) after the cursor.
+        """Returns one shop's templates in order of their ids, up to `limit` (at most 1,000) after the cursor.
 
         Raises InvalidCommand, ReadModelBehind, ReadModelOutdated, DatabaseUnavailable.
         """
@@ -247,7 +247,8 @@ class Application:
         at_least: int | None = None,
         timeout: float = 5.0,
     ) -> MonthsPage:
-        """What happened in one shop, month by month, the latest first, up to `limit` (at most 1,000) before the cursor.
+        """Returns what happened in one shop, month by month, the latest first: up to `limit` (at most 1,000) before the
+        cursor.
 
         Raises InvalidCommand, ReadModelBehind, ReadModelOutdated, DatabaseUnavailable.
         """
@@ -255,7 +256,7 @@ class Application:
             return shop_months.page(connection, self.database.schema, shop_number, before, limit)
 
     def history(self, shop_number: int, template_id: UUID) -> list[Envelope[Event]]:
-        """All that happened to a template, oldest first.
+        """Returns all events of a template, oldest first.
 
         Raises CouponTemplateNotFound, InvalidCommand (ids of a wrong type), UnreadableEvent, DatabaseUnavailable.
         """
@@ -263,7 +264,8 @@ class Application:
         return envelopes
 
     def is_usable(self, shop_number: int, template_id: UUID, at: datetime | None = None) -> bool:
-        """From the log: the state as it is now, judged at that (aware) time, by default PostgreSQL's now.
+        """Returns whether the template, as the log has it now, is usable at that (aware) time; by default now, by
+        PostgreSQL's clock.
 
         Raises CouponTemplateNotFound, InvalidCommand (a naive time, ids of a wrong type), UnreadableEvent,
         DatabaseUnavailable.

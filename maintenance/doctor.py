@@ -77,7 +77,7 @@ class AlarmsUnarmed(CouponClockError):
 
 
 def examine(settings: Settings) -> Iterator[Diagnosis]:
-    """Each part as it is looked at; what stands on a broken one is left out."""
+    """Yields a diagnosis of each part; what depends on a broken one is left out."""
     yield from _examine_postgresql(settings)
     yield from _examine_rocketmq(settings)
 
@@ -99,7 +99,7 @@ def _examine_postgresql(settings: Settings) -> Iterator[Diagnosis]:
 
 
 def _diagnosis(part: str, look: Callable[[], str]) -> Diagnosis:
-    """`look` says what is fine, or raises what is not."""
+    """Returns what `look` found. `look` returns what is fine, or raises what is not."""
     try:
         with translate_errors():
             return Diagnosis(part, True, look())

@@ -38,7 +38,7 @@ class StoredAlarm(NamedTuple):
 
 
 def alarm_of(store: EventStore[Event], envelopes: Sequence[Envelope[Event]]) -> StoredAlarm | None:
-    """The alarm that a stream with these events must have. `ending` is in the form that is stored today."""
+    """Returns the alarm that a stream with these events must have. `ending` is in the form that is stored today."""
     state = fold(envelope.event for envelope in envelopes)
     due_at = None if state is None else COUPON_TEMPLATES.due_at(state)
     if state is None or due_at is None:

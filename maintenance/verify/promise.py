@@ -69,7 +69,10 @@ class PromiseReport(Struct):
 
 
 def verify_promise(store: EventStore[Event], grace: timedelta) -> PromiseReport:
-    """`grace`: how long after its end a template counts as overdue. Raises DatabaseUnavailable, UnreadableEvent."""
+    """Returns what was found. `grace`: how long after its end a template counts as overdue.
+
+    Raises DatabaseUnavailable, UnreadableEvent.
+    """
     report = PromiseReport()
     with snapshot(store.database) as (log,):
         (now,) = fetch_one(log, store.database.sql("SELECT {schema}.now_utc()"))
@@ -100,7 +103,7 @@ def _verify_stream(
 
 
 def ending_violations(stream_id: UUID, envelopes: list[Envelope[Event]]) -> Iterator[Violation]:
-    """Ended more than once, not last, early, or with another end than the template's."""
+    """Yields what is wrong with the ending: repeated, not last, early, or at another time than the template's end."""
     ends = [(number, envelope) for number, envelope in enumerate(envelopes) if isinstance(envelope.event, Ended)]
     for _, envelope in ends[1:]:
         yield Violation(stream_id, envelope.position, "it ended again")

@@ -61,7 +61,7 @@ def verify(
     alarms: bool = True,
     part: Part = Part(),  # noqa: B008  (frozen)
 ) -> Iterator[Difference]:
-    """Every difference. Raises DatabaseUnavailable, UnreadableEvent, ReadModelOutdated, NotInParts."""
+    """Yields every difference. Raises DatabaseUnavailable, UnreadableEvent, ReadModelOutdated, NotInParts."""
     by_stream = [projection for projection in projections if projection.one_row_a_stream]
     others = [projection for projection in projections if not projection.one_row_a_stream]
     if others and not part.is_all:
@@ -133,7 +133,7 @@ class RowCheck:
 def _ids(
     connection: Connection[TupleRow], schema: Schema, projections: Sequence[Projection[Any]], alarms: bool, part: Part
 ) -> list[UUID]:
-    """The streams of that part."""
+    """Returns the streams of that part."""
     if part.since is not None:
         ids = [stream_id for (stream_id,) in connection.execute(schema.sql(SINCE), {"since": part.since})]
         return ids if part.percent is None else Random().sample(ids, round(len(ids) * part.percent / 100))

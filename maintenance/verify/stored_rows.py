@@ -49,7 +49,7 @@ class StoredRows:
     def rows(
         self, connection: Connection[TupleRow], schema: Schema, ids: list[UUID] | None
     ) -> Iterator[Iterator[tuple[Any, ...]]]:
-        """Those that are live, in order of their keys."""
+        """Gives the live rows, in order of their keys."""
         where = "" if ids is None else f"WHERE {self._key[0]} = ANY(%(ids)s::uuid[])"
         statement = (
             f"COPY (SELECT {', '.join(self._columns)} FROM {{schema}}.{{name}} {where} "
