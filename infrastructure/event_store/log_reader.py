@@ -1,7 +1,8 @@
 """Follow the log without ever stepping over an event.
 
-Positions are drawn before transactions commit, so a reader can see 7 before 6. A gap is final once every writer that
-held the shared lock after the gap was seen is gone: only they can have drawn what is missing (docs/decisions/gaps.md).
+Positions are drawn before transactions commit, so a reader can see 7 before 6. A gap is final once every transaction
+that held an INSERT's lock on the table after the gap was seen is gone: only they can have drawn what is missing
+(docs/decisions/gaps.md).
 No writer ever waits for a reader.
 """
 

@@ -225,12 +225,10 @@ class EventLogRecorder(ApplicationRecorder):
     WRITERS = """
     SELECT virtualtransaction
       FROM pg_locks
-     WHERE locktype = 'advisory'
+     WHERE locktype = 'relation'
        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-       AND classid  = 1129271116
-       AND objid    = '{schema}.event'::regclass::oid
-       AND objsubid = 2
-       AND mode     = 'ShareLock'
+       AND relation = '{schema}.event'::regclass::oid
+       AND mode     = 'RowExclusiveLock'
        AND granted
     """
 

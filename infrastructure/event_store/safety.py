@@ -15,7 +15,7 @@ ENABLED_TRIGGERS = """
 SELECT count(*)
   FROM pg_trigger
  WHERE tgrelid = to_regclass('{schema}.event')
-   AND tgname IN ('announce_writer', 'refuse_change')
+   AND tgname IN ('bound_writer', 'refuse_change')
    AND tgenabled IN ('O', 'A')
 """
 HIGHEST = "SELECT coalesce(max(notification_id), 0) FROM {schema}.event"
@@ -59,7 +59,7 @@ def refuse_unsafe_log(connection: Connection[TupleRow], schema: Schema) -> None:
 
 
 def refuse_disabled_triggers(connection: Connection[TupleRow], schema: Schema) -> None:
-    """A restore can leave them out or disabled: then nobody announces writers, and followers skip events."""
+    """A restore can leave them out or disabled: then a writer may hang for ever, and the log may be changed."""
     if fetch_one(connection, schema.sql(ENABLED_TRIGGERS))[0] != 2:
         raise UnsafeLog(
             f"the log's triggers are missing or disabled: ALTER TABLE {schema.name}.event ENABLE TRIGGER ALL, "

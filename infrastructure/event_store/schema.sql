@@ -4,8 +4,8 @@
 CREATE FUNCTION {schema}.now_utc() RETURNS timestamptz LANGUAGE sql VOLATILE AS 'SELECT clock_timestamp()';
 
 -- The first five columns are those of the eventsourcing library. The defaults of the others are for writers that know
--- nothing of them. Positions are GENERATED ALWAYS: one drawn before the statement that uses it would be held by nobody
--- (announce_writer, below).
+-- nothing of them. Positions are GENERATED ALWAYS: one drawn before the statement that uses it would be drawn without the
+-- lock that followers look for (log_reader.py).
 CREATE TABLE {schema}.event (
     originator_id      uuid        NOT NULL,
     originator_version bigint      NOT NULL,
@@ -70,14 +70,12 @@ CREATE TABLE {schema}.rejected_message (
     rejected_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 
--- Fires before positions are drawn, for every writer, ours or not: whoever has a position holds the shared lock until
--- its rows are visible or gone, which is what followers wait for (log_reader.py). It bounds that transaction, because
--- followers stand still for it, and refuses to acknowledge a commit that a crash could take back.
+-- Bounds the transaction of every writer, ours or not, because followers stand still for it, and sees to it that no
+-- commit is acknowledged that a crash could take back.
 -- The bounds are the trigger's arguments: longest pause inside the transaction, longest transaction (PostgreSQL 17 on).
 -- A writer that set itself a shorter one keeps it.
-CREATE FUNCTION {schema}.announce_writer() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION {schema}.bound_writer() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    PERFORM pg_advisory_xact_lock_shared(1129271116, TG_RELID::int4);
     IF NOT current_setting('idle_in_transaction_session_timeout')::interval BETWEEN '1ms' AND TG_ARGV[0]::interval THEN
         PERFORM set_config('idle_in_transaction_session_timeout', TG_ARGV[0], true);
     END IF;
@@ -89,8 +87,8 @@ BEGIN
     END IF;
     RETURN NULL;
 END $$;
-CREATE TRIGGER announce_writer BEFORE INSERT ON {schema}.event
-    FOR EACH STATEMENT EXECUTE FUNCTION {schema}.announce_writer('30s', '60s');
+CREATE TRIGGER bound_writer BEFORE INSERT ON {schema}.event
+    FOR EACH STATEMENT EXECUTE FUNCTION {schema}.bound_writer('30s', '60s');
 
 CREATE FUNCTION {schema}.refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN

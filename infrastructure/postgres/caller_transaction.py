@@ -135,7 +135,9 @@ def refuse_unfit(connection: Connection[TupleRow], schema: str, table: str) -> s
             f"its isolation is {isolation}, and only READ COMMITTED sees what others stored meanwhile"
         )
     if triggers == "replica":
-        raise UnusableTransaction("its session_replication_role is replica, and followers would skip its events")
+        raise UnusableTransaction(
+            "its session_replication_role is replica, and the triggers that guard the log would not fire"
+        )
     if may_use is None:
         raise UnusableTransaction(f"its database has no event log in schema {schema}: is it the right one?")
     if not may_use:

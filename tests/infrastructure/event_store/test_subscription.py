@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule, run_state_machine_as_test
 from msgspec import Struct
 from psycopg import Connection
-from psycopg.errors import IdleInTransactionSessionTimeout
+from psycopg.errors import IdleInTransactionSessionTimeout, InsufficientPrivilege
 
 from coupon_clock.infrastructure.event_store.checkpoint import CheckpointLost
 from coupon_clock.infrastructure.event_store.log_reader import LogReader, still_writing
@@ -201,6 +201,43 @@ def test_a_transaction_prepared_for_two_phase_commit_is_still_under_way_under_an
     assert still_writing(frozenset({"3/17"}), frozenset({"-1/712"})) == {"-1/712"}
 
 
+def test_a_writer_whose_session_fires_no_triggers_is_waited_for_as_any_other(database, writer, other_writer):
+    reader = LogReader(EventLogRecorder(database), 0)
+    writer.connection.execute("SET session_replication_role = replica")
+    writer.begin()
+    writer.insert()
+    other_writer.insert()
+
+    assert positions(reader) == []
+    writer.commit()
+    assert all_positions(reader) == [1, 2]
+
+
+def test_a_role_that_may_not_write_cannot_keep_a_reader_at_a_gap(database, database_url, writer, other_writer):
+    reader = LogReader(EventLogRecorder(database), 0)
+    writer.begin()
+    writer.insert()
+    writer.roll_back()
+    other_writer.insert()
+    with psycopg.connect(database_url, autocommit=True) as reading, a_role(reading, "reading"):
+        reading.execute("GRANT USAGE ON SCHEMA coupon_clock TO reading; GRANT SELECT ON coupon_clock.event TO reading")
+        reading.execute("SET ROLE reading; BEGIN; LOCK TABLE coupon_clock.event IN ACCESS SHARE MODE")
+        with pytest.raises(InsufficientPrivilege), reading.transaction():
+            reading.execute("LOCK TABLE coupon_clock.event IN ROW EXCLUSIVE MODE")
+
+        assert positions(reader) == [2]
+        reading.execute("ROLLBACK")
+
+
+@contextmanager
+def a_role(connection: psycopg.Connection, name: str) -> Iterator[None]:
+    connection.execute(f"CREATE ROLE {name}")
+    try:
+        yield
+    finally:
+        connection.execute(f"RESET ROLE; DROP OWNED BY {name}; DROP ROLE {name}")
+
+
 def test_no_writer_waits_for_a_reader_at_a_gap(database, writer, other_writer):
     reader = LogReader(EventLogRecorder(database), 0)
     writer.begin()
@@ -215,8 +252,8 @@ def test_no_writer_waits_for_a_reader_at_a_gap(database, writer, other_writer):
 def test_a_writer_that_pauses_too_long_is_ended_by_the_server(database, settings, writer, other_writer):
     """With a shorter bound: it is an argument of the trigger."""
     other_writer.connection.execute(
-        "CREATE OR REPLACE TRIGGER announce_writer BEFORE INSERT ON coupon_clock.event "
-        "FOR EACH STATEMENT EXECUTE FUNCTION coupon_clock.announce_writer('50ms', '60s')"
+        "CREATE OR REPLACE TRIGGER bound_writer BEFORE INSERT ON coupon_clock.event "
+        "FOR EACH STATEMENT EXECUTE FUNCTION coupon_clock.bound_writer('50ms', '60s')"
     )
     reader = LogReader(EventLogRecorder(database), 0)
     writer.begin()
@@ -588,8 +625,8 @@ def test_two_followers_miss_nothing_of_many_processes(database_url, database):
     for process in processes:
         process.join(60)
     with psycopg.connect(database_url, autocommit=True) as connection:
-        others = "SELECT FROM pg_locks WHERE locktype = 'advisory' AND classid = 1129271116"
-        eventually(lambda: connection.execute(others).fetchone() is None, within=20)
+        recorder = EventLogRecorder(database)
+        eventually(lambda: not recorder.writers(), within=20)
         done.set()
         for thread in followers:
             thread.join(60)
