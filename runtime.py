@@ -34,7 +34,8 @@ from coupon_clock.infrastructure.messaging.messages import ExpiryDue, Unreadable
 from coupon_clock.infrastructure.messaging.rejected import Rejected, RejectedMessages
 from coupon_clock.infrastructure.notifier import Notifier
 from coupon_clock.infrastructure.postgres.caller_transaction import enlist
-from coupon_clock.infrastructure.postgres.database import Database, Schema, connect
+from coupon_clock.infrastructure.postgres.connection import LONG_STATEMENT_LIMIT_S, connect
+from coupon_clock.infrastructure.postgres.database import Database, Schema
 from coupon_clock.infrastructure.postgres.errors import DatabaseUnavailable
 from coupon_clock.infrastructure.postgres.server_clock import ServerClock
 from coupon_clock.infrastructure.progress import Progress, no_progress
@@ -156,10 +157,11 @@ class Runtime(Generic[State, Command, Event]):
         """Makes or updates log, alarms and what goes with them, and makes the tables of projections where they are
         missing. Returns the numbers of the migrations that ran."""
         schema = Schema(settings.database_schema)
-        with connect(settings) as connection:
+        with connect(settings, LONG_STATEMENT_LIMIT_S) as connection:
             numbers = migrations.migrate(connection, schema)
-            for projection in projections:
-                tables.create(connection, schema, projection)
+            with connection.transaction():
+                for projection in projections:
+                    tables.create(connection, schema, projection)
         return numbers
 
     def __enter__(self) -> Self:
@@ -171,7 +173,9 @@ class Runtime(Generic[State, Command, Event]):
         self.close()
 
     def close(self) -> None:
-        """Ends what follows and closes all connections; a `with` block does it by itself."""
+        """Ends what follows and closes all connections; a `with` block does it by itself. Nothing after a fork."""
+        if self.database.is_forked:
+            return
         self._closing.set()
         self._queue.close()
         self.database.close()
@@ -184,6 +188,7 @@ class Runtime(Generic[State, Command, Event]):
         Raises a CouponClockError: the decider's own, CommandConflict, OutcomeUnknown, DatabaseUnavailable, UnsafeLog,
         UnusableTransaction.
         """
+        self.database.refuse_fork()
         if connection is None:
             return self._queue.handle(command)
         with enlist(connection, self.database.schema, "event") as lent:
@@ -216,6 +221,7 @@ class Runtime(Generic[State, Command, Event]):
             with self.database.connection() as connection:
                 batch.advance(connection)
 
+        self.database.refuse_fork()
         follower = Subscription(self.store, name, deliver, batch, start)
         wait = follower.paced(self.log_grew.subscribe())
         Loop(name, follower.run_once, FOLLOW_POLL_S, wait).run_forever(stop or self._closing)
@@ -252,6 +258,7 @@ class Runtime(Generic[State, Command, Event]):
         `broker`: by default the one of the settings; closed at the end.
         Raises UnknownRole, RolesTornApart, BrokerMisconfigured.
         """
+        self.database.refuse_fork()
         check_roles(self.settings, roles)
         broker = broker or broker_for(self.settings)
         parts = self.parts(broker)
@@ -297,15 +304,31 @@ class Runtime(Generic[State, Command, Event]):
     # ── what the above needs ─────────────────────────────────────────────────────────────────────
 
     def _begin(self) -> None:
-        """Checks the schema. After a restore or a failover, when the broker may lack what was sent, arms all again."""
-        schema = self.database.schema
+        """Checks the schema, and writes nothing: a reader may open too."""
         with self.database.connection() as connection:
-            migrations.check(connection, schema)
+            migrations.check(connection, self.database.schema)
             self.store.learn_time()
-            if failover_detected(connection, schema):
+
+    def _rearming_after_failover(self, relay: Relay) -> Callable[[], Counts]:
+        """After a restore or a failover the broker may lack what was sent. It shows in new connections only."""
+        connections_made = 0
+
+        def run_once() -> Counts:
+            nonlocal connections_made
+            made = self.database.connections_made
+            if made != connections_made:
+                self._rearm_after_failover()
+                connections_made = made
+            return relay.run_once()
+
+        return run_once
+
+    def _rearm_after_failover(self) -> None:
+        with self.database.connection() as connection:
+            if failover_detected(connection, self.database.schema):
                 rearmed = self.rearm()
                 log.warning("the log was restored or failed over", action="rearm", alarms=rearmed)
-            remember_cluster(connection, schema)
+            remember_cluster(connection, self.database.schema)
 
     def _receivers(self, parts: Parts, broker: Broker, stop: StopEvent) -> list[Loop]:
         return [Loop("consumer", parts.consumer.receive, 0, stop.wait) for _ in range(broker.receivers)]
@@ -313,7 +336,8 @@ class Runtime(Generic[State, Command, Event]):
     def _loops(self, role: Role, parts: Parts, stop: StopEvent) -> list[Loop]:
         match role:
             case "relay":
-                return [Loop(role, parts.relay.run_once, RELAY_POLL_S, self._alarms_changed.subscribe())]
+                relay = self._rearming_after_failover(parts.relay)
+                return [Loop(role, relay, RELAY_POLL_S, self._alarms_changed.subscribe())]
             case "consumer":
                 return [Loop(role, step, 0, stop.wait) for step in (parts.consumer.act, parts.consumer.acknowledge)]
             case "reconciler":

@@ -22,7 +22,8 @@ from coupon_clock.infrastructure.messaging.rocketmq.connection import Connection
 from coupon_clock.infrastructure.messaging.rocketmq.errors import DelayAboveCap, DelayRefused
 from coupon_clock.infrastructure.messaging.rocketmq.library import require_library
 from coupon_clock.infrastructure.messaging.rocketmq.requests import Outgoing
-from coupon_clock.infrastructure.postgres.database import Schema, connect, fetch_one
+from coupon_clock.infrastructure.postgres.connection import connect
+from coupon_clock.infrastructure.postgres.database import Schema, fetch_one
 from coupon_clock.infrastructure.postgres.errors import translate_errors
 from coupon_clock.infrastructure.settings import Settings
 

@@ -4,7 +4,8 @@ from datetime import datetime, timedelta
 
 from coupon_clock.domain import rules
 from coupon_clock.domain.validity import utc
-from coupon_clock.infrastructure.postgres.database import Schema, connect
+from coupon_clock.infrastructure.postgres.connection import connect, execute_script
+from coupon_clock.infrastructure.postgres.database import Schema
 from coupon_clock.infrastructure.settings import Settings
 
 # While the time stands still, an end cannot come between a check and a commit: the margin is none.
@@ -26,7 +27,7 @@ class ManualClock:
         self._settings = settings
         self._schema = Schema(settings.database_schema)
         with connect(settings) as connection:
-            connection.execute(self._schema.sql(MANUAL))
+            execute_script(connection, self._schema.sql(MANUAL))
         self.set(now)
 
     def set(self, now: datetime) -> None:

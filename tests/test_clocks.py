@@ -29,10 +29,10 @@ A_CYCLE = int(STEP_S / EVERY_S) + 4
 """Templates that come due in a step forward, and between steps."""
 
 STEPPING = """
-CREATE TABLE clock_step (seconds float8 NOT NULL);
-INSERT INTO clock_step VALUES (0);
+CREATE TABLE public.clock_step (seconds float8 NOT NULL);
+INSERT INTO public.clock_step VALUES (0);
 CREATE OR REPLACE FUNCTION coupon_clock.now_utc() RETURNS timestamptz LANGUAGE sql VOLATILE
-    AS 'SELECT clock_timestamp() + make_interval(secs => (SELECT seconds FROM clock_step))';
+    AS 'SELECT clock_timestamp() + make_interval(secs => (SELECT seconds FROM public.clock_step))';
 """
 
 # Changes the built-in type itself: all modules, those in C too, hold that very type.
@@ -98,7 +98,7 @@ def stepping(settings: Settings) -> Iterator[Callable[[float], object]]:
     """Call it with the seconds that PostgreSQL's clock shall be ahead of what it was."""
     with psycopg.connect(settings.database(), autocommit=True) as connection:
         connection.execute(STEPPING)
-        yield lambda seconds: connection.execute("UPDATE clock_step SET seconds = %s", (seconds,))
+        yield lambda seconds: connection.execute("UPDATE public.clock_step SET seconds = %s", (seconds,))
 
 
 @contextmanager

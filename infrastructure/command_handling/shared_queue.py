@@ -1,6 +1,5 @@
 """Commands of several callers in one transaction: while some are under way, those that come meanwhile go together."""
 
-import os
 from collections import deque
 from collections.abc import Sequence
 from threading import Condition, Event, Thread
@@ -57,12 +56,15 @@ class SharedQueue(Generic[State, Command, DecidedEvent]):
         self._batch = batch
         self._limit_s = limit_s
         self._long_streams: dict[UUID, None] = {}
-        self._start_anew()
+        self._changed = Condition()
+        self._queue: deque[Ticket[Command, DecidedEvent]] = deque()
+        self._alone_now = 0
+        self._last = 0
+        self._server: Thread | None = None
+        self._closed = False
 
     def handle(self, command: Command) -> Executed[DecidedEvent]:
         """Executes it, alone or together with others. Raises as CommandHandler.handle does."""
-        if os.getpid() != self._process:
-            self._start_anew()
         if self._goes_alone(command):
             return self._alone(command)
         outcome = self._shared(Ticket(command))
@@ -78,16 +80,6 @@ class SharedQueue(Generic[State, Command, DecidedEvent]):
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-
-    def _start_anew(self) -> None:
-        """At first, and in a process that was forked off, where no thread but the current one exists."""
-        self._process = os.getpid()
-        self._changed = Condition()
-        self._queue: deque[Ticket[Command, DecidedEvent]] = deque()
-        self._alone_now = 0
-        self._last = 0
-        self._server: Thread | None = None
-        self._closed = False
 
     # ── by the caller ────────────────────────────────────────────────────────────────────────────
 

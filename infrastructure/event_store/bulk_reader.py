@@ -16,6 +16,7 @@ from psycopg.rows import TupleRow
 
 from coupon_clock.domain.decider import Event
 from coupon_clock.infrastructure.event_store.store import Envelope, EventStore
+from coupon_clock.infrastructure.postgres.connection import LONG_STATEMENT_LIMIT_S
 from coupon_clock.infrastructure.postgres.database import Database, fetch_one
 from coupon_clock.infrastructure.postgres.errors import translate_errors
 
@@ -53,18 +54,19 @@ def snapshot(database: Database, connections: int = 1) -> Iterator[list[Connecti
     Raises DatabaseUnavailable.
     """
     with translate_errors(), ExitStack() as stack:
-        first, *others = [stack.enter_context(database.connect()) for _ in range(connections)]
+        first, *others = [stack.enter_context(database.connect(LONG_STATEMENT_LIMIT_S)) for _ in range(connections)]
         begin(stack, first)
         (name,) = fetch_one(first, "SELECT pg_export_snapshot()")
         for other in others:
             begin(stack, other)
             other.execute(f"SET TRANSACTION SNAPSHOT '{name}'".encode())
+        for connection in (first, *others):
+            connection.execute("SET LOCAL statement_timeout = 0")
         yield [first, *others]
 
 
 def begin(stack: ExitStack, connection: Connection[TupleRow]) -> None:
     connection.set_isolation_level(IsolationLevel.REPEATABLE_READ)
-    connection.execute("SET statement_timeout = 0")
     stack.enter_context(connection.transaction())
 
 

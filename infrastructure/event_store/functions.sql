@@ -1,5 +1,36 @@
 -- Locks are taken in one order everywhere: alarms before events, both by stream. A call for several streams skips alarms
 -- that others hold, and leaves those streams out; a call for one stream waits.
+--
+-- Settings of the session are those of whoever shares it, so each function has its own. Its statements are planned once a
+-- session, because planning an append costs more than doing it; and no such plan scans a table, as it would be kept until
+-- long after the table has grown.
+
+-- Single calls are transactions of the isolation that the role or the database has by default.
+CREATE FUNCTION {schema}.require_read_committed() RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RAISE EXCEPTION 'transactions are % by default', current_setting('transaction_isolation')
+            USING ERRCODE = 'invalid_transaction_initiation',
+                  HINT = format('ALTER ROLE %I SET default_transaction_isolation TO ''read committed''', session_user);
+    END IF;
+END $$;
+
+-- PostgreSQL's time, and the events of these streams; without any, the time alone.
+CREATE FUNCTION {schema}.load_streams(ids uuid[]) RETURNS TABLE (
+    read_at timestamptz, originator_id uuid, originator_version bigint, topic text, state bytea,
+    notification_id bigint, recorded_at timestamptz, command_id uuid, cause text, actor text
+) LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
+    SET plan_cache_mode = force_generic_plan SET enable_seqscan = off
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT clock.now, log.originator_id, log.originator_version, log.topic, log.state,
+           log.notification_id, log.recorded_at, log.command_id, log.cause, log.actor
+      FROM (SELECT {schema}.now_utc() AS now) AS clock
+      LEFT JOIN {schema}.event AS log ON log.originator_id = ANY (ids)
+     ORDER BY log.originator_id, log.originator_version;
+END $$;
 
 -- Events of many streams with their alarms, in one call.
 --
@@ -8,13 +39,16 @@
 -- position null: with the version they have, where another append came first or the stream became due after
 -- `decided_at`; without, where somebody holds their alarm. Rows are inserted in the order of their ids, so that two
 -- batches never wait for each other in a circle.
--- longest_wait: for a writer that has the same stream under way; by default the connection's lock_timeout.
+-- longest_wait: for a writer that has the same stream under way; by default the function's lock_timeout.
 -- The look for the version before is a scalar subquery, because PostgreSQL may answer an EXISTS by hashing the table.
 CREATE FUNCTION {schema}.append_events(
     ids uuid[], versions bigint[], topics text[], states bytea[], command_ids uuid[], causes text[], actors text[],
     alarm_ids uuid[], alarm_due_ats timestamptz[], alarm_versions bigint[], ending_topics text[], endings bytea[],
     decided_at timestamptz, longest_wait interval
-) RETURNS TABLE (stream_id uuid, version bigint, log_position bigint) LANGUAGE plpgsql AS $$
+) RETURNS TABLE (stream_id uuid, version bigint, log_position bigint) LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
+    SET plan_cache_mode = force_generic_plan SET enable_seqscan = off
+AS $$
 DECLARE
     got_ids       uuid[];
     got_versions  bigint[];
@@ -23,6 +57,7 @@ DECLARE
     became_due    uuid[];
     held_due_at   timestamptz;
 BEGIN
+    PERFORM {schema}.require_read_committed();
     IF longest_wait IS NOT NULL THEN
         PERFORM set_config('lock_timeout', extract(milliseconds FROM longest_wait)::int::text, true);
     END IF;
@@ -121,7 +156,10 @@ CREATE FUNCTION {schema}.append_each_stream(
     ids uuid[], versions bigint[], topics text[], states bytea[], command_ids uuid[], causes text[], actors text[],
     alarm_ids uuid[], alarm_due_ats timestamptz[], alarm_versions bigint[], ending_topics text[], endings bytea[],
     decided_at timestamptz, longest_wait interval
-) RETURNS TABLE (stream_id uuid, version bigint, log_position bigint) LANGUAGE plpgsql AS $$
+) RETURNS TABLE (stream_id uuid, version bigint, log_position bigint) LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
+    SET plan_cache_mode = force_generic_plan SET enable_seqscan = off
+AS $$
 DECLARE
     stream record;
 BEGIN
@@ -168,8 +206,12 @@ END $$;
 -- of the others recorded_at is null. Alarms that others hold are skipped.
 CREATE FUNCTION {schema}.end_due(
     after_due_at timestamptz, after_stream_id uuid, page bigint, grace interval, ending_cause text, longest_wait interval
-) RETURNS TABLE (stream_id uuid, due_at timestamptz, recorded_at timestamptz) LANGUAGE plpgsql AS $$
+) RETURNS TABLE (stream_id uuid, due_at timestamptz, recorded_at timestamptz) LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
+    SET plan_cache_mode = force_generic_plan SET enable_seqscan = off
+AS $$
 BEGIN
+    PERFORM {schema}.require_read_committed();
     PERFORM set_config('lock_timeout', extract(milliseconds FROM longest_wait)::int::text, true);
     RETURN QUERY
     WITH due AS MATERIALIZED (
@@ -200,10 +242,14 @@ END $$;
 -- The same of these streams, each for itself, for a page that waited in vain for a writer that does not lock alarms: a
 -- stream that is still not free within the wait does not come back, and the rest is ended.
 CREATE FUNCTION {schema}.end_each_stream(ids uuid[], ending_cause text, longest_wait interval)
-RETURNS TABLE (stream_id uuid, due_at timestamptz, recorded_at timestamptz) LANGUAGE plpgsql AS $$
+RETURNS TABLE (stream_id uuid, due_at timestamptz, recorded_at timestamptz) LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
+    SET plan_cache_mode = force_generic_plan SET enable_seqscan = off
+AS $$
 DECLARE
     id uuid;
 BEGIN
+    PERFORM {schema}.require_read_committed();
     PERFORM set_config('lock_timeout', extract(milliseconds FROM longest_wait)::int::text, true);
     FOREACH id IN ARRAY ids LOOP
         BEGIN

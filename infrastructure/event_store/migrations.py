@@ -8,6 +8,7 @@ from psycopg.rows import TupleRow
 
 from coupon_clock.domain.errors import CouponClockError
 from coupon_clock.infrastructure.event_store.safety import refuse_unsafe, refuse_unsafe_log, refuse_unsafe_server
+from coupon_clock.infrastructure.postgres.connection import execute_script
 from coupon_clock.infrastructure.postgres.database import Database, Schema, fetch_one
 from coupon_clock.infrastructure.settings import Settings
 
@@ -43,7 +44,7 @@ def migrate(connection: Connection[TupleRow], schema: Schema) -> list[int]:
     """
     refuse_unsafe_server(connection)
     with connection.transaction():
-        connection.execute("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0")
+        connection.execute("SELECT set_config('statement_timeout', '0', true), set_config('lock_timeout', '0', true)")
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (MIGRATION_LOCK,))
         if fetch_one(connection, "SELECT to_regnamespace(quote_ident(%s)) IS NULL", schema.name)[0]:
             connection.execute(schema.sql("CREATE SCHEMA {schema}"))
@@ -52,7 +53,7 @@ def migrate(connection: Connection[TupleRow], schema: Schema) -> list[int]:
         if found > len(MIGRATIONS):
             raise SchemaTooNew(schema.name, found, len(MIGRATIONS))
         for number in range(found + 1, len(MIGRATIONS) + 1):
-            connection.execute(schema.sql(script(number)))
+            execute_script(connection, schema.sql(script(number)))
             connection.execute(schema.sql(NOTE), (number,))
     return list(range(found + 1, len(MIGRATIONS) + 1))
 

@@ -92,7 +92,7 @@ class EventLogRecorder(ApplicationRecorder):
         statement = self._connections.sql(self.APPEND_EACH_STREAM if each_stream else self.APPEND)
         with self._connections.connection() as connection, detect_lost_answer(connection):
             rows: list[Any] = connection.execute(
-                statement, (*events, decided_at, longest_wait), prepare=True, binary=True
+                statement, (*events, decided_at, longest_wait or self._connections.longest_wait), prepare=True
             ).fetchall()
         return rows
 
@@ -129,7 +129,7 @@ class EventLogRecorder(ApplicationRecorder):
 
     def _ended(self, statement: str, parameters: dict[str, object]) -> "list[DueStream]":
         with self._connections.connection() as connection, detect_lost_answer(connection):
-            rows = connection.execute(self._connections.sql(statement), parameters, prepare=True, binary=True)
+            rows = connection.execute(self._connections.sql(statement), parameters, prepare=True)
             return [DueStream._make(row) for row in rows]
 
     SELECT_DUE = """
@@ -145,7 +145,7 @@ class EventLogRecorder(ApplicationRecorder):
         """Up to `limit` alarms that were due `grace` ago, beyond `after`, soonest first; nothing is ended."""
         parameters = {"grace": grace, "due_at": after[0], "stream_id": after[1], "limit": limit}
         with self._connections.connection() as connection:
-            rows = connection.execute(self._connections.sql(self.SELECT_DUE), parameters, prepare=True, binary=True)
+            rows = connection.execute(self._connections.sql(self.SELECT_DUE), parameters)
             return [DueStream(stream_id, due_at, None) for stream_id, due_at in rows]
 
     SELECT_ALARMS = """
@@ -162,7 +162,7 @@ class EventLogRecorder(ApplicationRecorder):
         """Returns of each stream whether it exists, when it is due, and whether that is over."""
         with self._connections.connection() as connection:
             statement = self._connections.sql(self.SELECT_ALARMS)
-            rows: Any = connection.execute(statement, (arrays.uuids(stream_ids),), prepare=True, binary=True)
+            rows: Any = connection.execute(statement, (arrays.uuids(stream_ids),))
             return list(rows)
 
     # Deleted and inserted: an update would be taken for the late move of an end (schema.sql).
@@ -181,19 +181,13 @@ class EventLogRecorder(ApplicationRecorder):
 
     # ── streams ──────────────────────────────────────────────────────────────────────────────────
 
-    SELECT_STREAMS = """
-    SELECT clock.now, originator_id, originator_version, topic, state, notification_id,
-           recorded_at, command_id, cause, actor
-      FROM (SELECT {schema}.now_utc() AS now) AS clock
-      LEFT JOIN {schema}.event ON originator_id = ANY(%b)
-     ORDER BY originator_id, originator_version
-    """
+    LOAD_STREAMS = "SELECT * FROM {schema}.load_streams(%b)"
 
     def select_streams(self, stream_ids: Sequence[UUID]) -> tuple[datetime, list[RecordedEvent]]:
         """Returns PostgreSQL's time, and all events of these streams, in order of stream and version."""
-        statement = self._connections.sql(self.SELECT_STREAMS)
+        statement = self._connections.sql(self.LOAD_STREAMS)
         with self._connections.connection() as connection:
-            rows = connection.execute(statement, (arrays.uuids(stream_ids),), prepare=True, binary=True).fetchall()
+            rows = connection.execute(statement, (arrays.uuids(stream_ids),), prepare=True).fetchall()
         now: datetime = rows[0][0]
         return now, [RecordedEvent._make(row[1:]) for row in rows if row[1] is not None]
 
@@ -211,7 +205,7 @@ class EventLogRecorder(ApplicationRecorder):
         """Returns what is visible now; a lower position may still come."""
         with self._connections.connection() as connection:
             statement = self._connections.sql(self.SELECT_PAGE)
-            rows = connection.execute(statement, (after, through, limit), prepare=True, binary=True)
+            rows = connection.execute(statement, (after, through, limit))
             return [RecordedEvent._make(row) for row in rows]
 
     SELECT_END = "SELECT coalesce(max(notification_id), 0), {schema}.now_utc() FROM {schema}.event"
@@ -235,9 +229,7 @@ class EventLogRecorder(ApplicationRecorder):
     def writers(self) -> frozenset[str]:
         """Returns the transactions that may hold positions which nobody can see yet."""
         with self._connections.connection() as connection:
-            return frozenset(
-                writer for (writer,) in connection.execute(self._connections.sql(self.WRITERS), prepare=True)
-            )
+            return frozenset(writer for (writer,) in connection.execute(self._connections.sql(self.WRITERS)))
 
     # ── the library's interface ──────────────────────────────────────────────────────────────────
 
@@ -274,7 +266,7 @@ class EventLogRecorder(ApplicationRecorder):
             self._connections.connection() as connection,
             connection.transaction(),
         ):
-            rows = connection.execute(self._connections.sql(self.INSERT), parameters, prepare=True).fetchall()
+            rows = connection.execute(self._connections.sql(self.INSERT), parameters).fetchall()
             if len(rows) < len(columns):
                 raise IntegrityError(f"{len(columns) - len(rows)} of {len(columns)} events exist already")
         return [position for (position,) in rows]
@@ -300,7 +292,7 @@ class EventLogRecorder(ApplicationRecorder):
         parameters = {"id": originator_id, "gt": gt, "lte": lte}
         with translate_to_library_errors(), self._connections.connection() as connection:
             statement = self._connections.sql(self.SELECT_EVENTS)
-            rows = connection.execute(statement, parameters, prepare=True, binary=True).fetchall()
+            rows = connection.execute(statement, parameters).fetchall()
         events = [StoredEvent(*row) for row in rows]
         return (events[::-1] if desc else events)[:limit]
 
@@ -327,7 +319,7 @@ class EventLogRecorder(ApplicationRecorder):
         parameters = {"first": first, "stop": stop, "topics": list(topics) or None, "limit": limit}
         with translate_to_library_errors(), self._connections.connection() as connection:
             statement = self._connections.sql(self.SELECT_NOTIFICATIONS)
-            rows = connection.execute(statement, parameters, prepare=True, binary=True).fetchall()
+            rows = connection.execute(statement, parameters).fetchall()
         return [Notification(*row) for row in rows]
 
     END = "SELECT max(notification_id) FROM {schema}.event"

@@ -40,11 +40,18 @@ CREATE TABLE {schema}.checkpoint (
     position     bigint  NOT NULL,
     build        integer NOT NULL DEFAULT 1,
     fold_version integer NOT NULL DEFAULT 1,
-    step         text,
-    leased_by    uuid,
-    leased_until timestamptz
+    step         text
 );
 COMMENT ON COLUMN {schema}.checkpoint.step IS 'Of a rebuild that is under way: what it does next.';
+
+-- Who follows the log under a name, or rebuilds a projection, as the only one; `renewals` grows while it works.
+CREATE TABLE {schema}.lease (
+    name     text PRIMARY KEY,
+    holder   uuid        NOT NULL,
+    renewals bigint      NOT NULL DEFAULT 0,
+    who      text        NOT NULL,
+    taken_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
 
 -- Whole streams, in order of their ids, which a rebuild folds into its shadow in one transaction; `events` once done.
 CREATE TABLE {schema}.rebuild_chunk (

@@ -10,7 +10,8 @@ from psycopg.rows import TupleRow
 
 from coupon_clock.domain.decider import Event
 from coupon_clock.infrastructure import telemetry
-from coupon_clock.infrastructure.event_store.checkpoint import Checkpoint, LeasedCheckpoint
+from coupon_clock.infrastructure.event_store.checkpoint import Checkpoint, StoredCheckpoint
+from coupon_clock.infrastructure.event_store.lease import PATIENCE_S, Lease
 from coupon_clock.infrastructure.event_store.log_reader import LogReader, RecordedEvent
 from coupon_clock.infrastructure.event_store.store import Envelope, EventStore, UnreadableEvent
 from coupon_clock.infrastructure.loop import Counts
@@ -41,6 +42,7 @@ class Subscription(Generic[Event]):
     """`deliver` must see to it that `advance` is called.
 
     `start`: the position after which it begins the first time; "now": after all that is stored or under way.
+    `patience_s`: how long another process under this name may show no sign of life.
     """
 
     def __init__(
@@ -50,13 +52,15 @@ class Subscription(Generic[Event]):
         deliver: Callable[[Batch[Event]], None],
         batch: int = 500,
         start: int | Literal["now"] = 0,
+        patience_s: float = PATIENCE_S,
     ) -> None:
         self._store = store
         self._name = name
         self._deliver = deliver
         self._batch = batch
         self._start = start
-        self.checkpoint = LeasedCheckpoint(store.database, name)
+        self.lease = Lease(store.database, name, patience_s)
+        self._checkpoint = StoredCheckpoint(store.database, name)
         self.lag = Lag()
         self._taken: Checkpoint | None = None
         self._reader = LogReader(store.recorder, 0)
@@ -78,12 +82,12 @@ class Subscription(Generic[Event]):
         try:
             envelopes = self._readable(page.events)
             position = self._reader.position
-            self._deliver(Batch(envelopes, lambda c: self.checkpoint.advance(c, checkpoint, position)))
+            with self.lease.kept():
+                self._deliver(Batch(envelopes, lambda c: self._checkpoint.advance(c, checkpoint, position)))
         except BaseException:
             self._taken = None  # the next batch begins at the stored checkpoint
             raise
         self._taken = checkpoint._replace(position=position)
-        self._renewed_at = monotonic()
         self._pause = 0.0
         self._observe_lag(envelopes[-1].recorded_at if len(page.events) == self._batch else None, None)
         return Counts(followed=len(envelopes))
@@ -91,7 +95,7 @@ class Subscription(Generic[Event]):
     def release(self) -> None:
         """At a clean stop: another process may follow on at once. Raises DatabaseUnavailable."""
         self._taken = None
-        self.checkpoint.release()
+        self.lease.release()
 
     def paced(self, wait: Wait) -> Wait:
         """For the loop: short pauses first, longer ones the longer nothing comes, up to what the loop asks for. Events
@@ -106,15 +110,14 @@ class Subscription(Generic[Event]):
     def _leased(self) -> Checkpoint | None:
         if self._taken is not None and monotonic() - self._renewed_at < RENEW_AFTER_S:
             return self._taken
-        leased = self.checkpoint.take()
-        if leased is None and not self.checkpoint.exists():
-            self.checkpoint.start(self._first_position())
-            leased = self.checkpoint.take()
-        if leased is not None and leased != self._taken:
-            self._reader = LogReader(self._store.recorder, leased.position)
-        self._taken = leased
+        checkpoint = None
+        if self.lease.take():
+            checkpoint = self._checkpoint.read() or self._checkpoint.start(self._first_position())
+            if checkpoint != self._taken:
+                self._reader = LogReader(self._store.recorder, checkpoint.position)
+        self._taken = checkpoint
         self._renewed_at = monotonic()
-        return leased
+        return checkpoint
 
     def _first_position(self) -> int:
         return self._store.settled_end() if self._start == "now" else self._start

@@ -43,7 +43,7 @@ class RejectedMessages:
     def oldest(self, limit: int) -> list[Rejected]:
         """Raises DatabaseUnavailable."""
         with self._database.connection() as connection:
-            return [Rejected(*row) for row in connection.execute(self._database.sql(LIST), (limit,), binary=True)]
+            return [Rejected(*row) for row in connection.execute(self._database.sql(LIST), (limit,))]
 
     def drop(self, ids: Sequence[int] | None = None) -> int:
         """Drops these, or all, and returns how many there were. Raises DatabaseUnavailable."""

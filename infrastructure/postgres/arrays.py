@@ -4,16 +4,16 @@ psycopg asks each element what it is, at every call: in an append that costs mor
 """
 
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from struct import Struct
 from uuid import UUID
 
-from psycopg import adapters
 from psycopg.abc import Buffer
 from psycopg.adapt import Dumper
 from psycopg.pq import Format
 
-EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
+from coupon_clock.infrastructure.postgres.binary_cursor import ADAPTERS, EPOCH
+
 MICROSECOND = timedelta(microseconds=1)
 
 HEADER = Struct("!iiIii")
@@ -89,4 +89,4 @@ class AsItIs(Dumper):
 
 
 for kind, array_oid in ((Uuids, 2951), (Bigints, 1016), (Texts, 1009), (Byteas, 1001), (Timestamps, 1185)):
-    adapters.register_dumper(kind, type(f"{kind.__name__}AsTheyAre", (AsItIs,), {"oid": array_oid}))
+    ADAPTERS.register_dumper(kind, type(f"{kind.__name__}AsTheyAre", (AsItIs,), {"oid": array_oid}))

@@ -6,17 +6,17 @@ A savepoint around each keeps what a refused one did out of it. What this means 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, NamedTuple, cast
 
-import psycopg
 from psycopg import Connection
-from psycopg.adapt import AdaptersMap
 from psycopg.errors import InsufficientPrivilege
 from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow, tuple_row
 
 from coupon_clock.domain.errors import CouponClockError, OutcomeUnknown
-from coupon_clock.infrastructure.postgres.database import LOCK_TIMEOUT, Schema
+from coupon_clock.infrastructure.postgres.binary_cursor import BinaryCursor
+from coupon_clock.infrastructure.postgres.database import Schema
 from coupon_clock.infrastructure.postgres.errors import DatabaseUnavailable, first_line, translate_errors
 
 # Where the caller has not said anything yet: without it, the savepoint would be a transaction, and commit.
@@ -30,16 +30,10 @@ SELECT current_setting('transaction_isolation'),
           FROM pg_namespace AS namespace
           JOIN pg_class ON pg_class.relnamespace = namespace.oid AND pg_class.relname = %(table)s
          WHERE namespace.nspname = %(schema)s),
-       current_setting('lock_timeout')
+       nullif(least(current_setting('lock_timeout')::interval, %(longest)s), '0')
 """
-LIMIT_LOCK_TIMEOUT = """
-SELECT set_config('lock_timeout',
-                  CASE WHEN current_setting('lock_timeout')::interval BETWEEN '1ms' AND %(longest)s::text::interval
-                       THEN current_setting('lock_timeout')
-                       ELSE %(longest)s::text END,
-                  true)
-"""
-RESTORE_LOCK_TIMEOUT = "SELECT set_config('lock_timeout', %s, true)"
+LONGEST_WAIT = timedelta(seconds=2)
+"""As long as any other command (functions.sql), unless the caller's lock_timeout is shorter."""
 
 WHAT_TO_DO = {
     TransactionStatus.ACTIVE: "the connection is busy with another statement: finish that first",
@@ -60,6 +54,7 @@ class Enlisted(NamedTuple):
 
     only: Connection[TupleRow]
     schema: Schema
+    longest_wait: timedelta | None
 
     @contextmanager
     def connection(self) -> Iterator[Connection[TupleRow]]:
@@ -67,14 +62,6 @@ class Enlisted(NamedTuple):
 
     def sql(self, statement: str, **names: str) -> bytes:
         return self.schema.sql(statement, **names)
-
-
-class DefaultAdaptersCursor(psycopg.Cursor[TupleRow]):
-    """Reads and writes as our own connections do, whatever adapters the caller's has been given."""
-
-    @property
-    def adapters(self) -> AdaptersMap:
-        return psycopg.adapters
 
 
 @contextmanager
@@ -88,10 +75,7 @@ def enlist(connection: Connection[Any], schema: Schema, table: str) -> Iterator[
         with translate_errors(), default_rows_and_cursors(connection) as lent:
             lent.execute(BEGIN)
             with lent.transaction():
-                lock_timeout = refuse_unfit(lent, schema.name, table)
-                lent.execute(LIMIT_LOCK_TIMEOUT, {"longest": LOCK_TIMEOUT})
-                yield Enlisted(lent, schema)
-                lent.execute(RESTORE_LOCK_TIMEOUT, (lock_timeout,))
+                yield Enlisted(lent, schema, refuse_unfit(lent, schema.name, table))
     except InsufficientPrivilege as error:
         raise UnusableTransaction(f"its role may not write the log ({first_line(error)}): GRANT it that") from error
     except OutcomeUnknown as lost:
@@ -102,7 +86,7 @@ def enlist(connection: Connection[Any], schema: Schema, table: str) -> Iterator[
 def default_rows_and_cursors(connection: Connection[Any]) -> Iterator[Connection[TupleRow]]:
     """Meanwhile. One that had no transaction, and is refused, has none afterwards."""
     rows, cursors, status = connection.row_factory, connection.cursor_factory, connection.info.transaction_status
-    connection.row_factory, connection.cursor_factory = tuple_row, DefaultAdaptersCursor
+    connection.row_factory, connection.cursor_factory = tuple_row, BinaryCursor
     try:
         yield cast("Connection[TupleRow]", connection)
     except UnusableTransaction:
@@ -123,10 +107,11 @@ def refuse_unusable(connection: Connection[Any]) -> None:
         raise UnusableTransaction("there is none: begin one, `with connection.transaction(): …`")
 
 
-def refuse_unfit(connection: Connection[TupleRow], schema: str, table: str) -> str:
-    """Returns the caller's lock_timeout."""
-    ((isolation, triggers, encoding, may_use, lock_timeout),) = connection.execute(
-        SITUATION, {"schema": schema, "table": table}
+def refuse_unfit(connection: Connection[TupleRow], schema: str, table: str) -> timedelta | None:
+    """Returns the longest wait for a lock."""
+    longest_wait: timedelta | None
+    ((isolation, triggers, encoding, may_use, longest_wait),) = connection.execute(
+        SITUATION, {"schema": schema, "table": table, "longest": LONGEST_WAIT}
     )
     if encoding in (b"SQL_ASCII", "SQL_ASCII"):
         raise UnusableTransaction("its client_encoding is SQL_ASCII: set it to UTF8")
@@ -142,4 +127,4 @@ def refuse_unfit(connection: Connection[TupleRow], schema: str, table: str) -> s
         raise UnusableTransaction(f"its database has no event log in schema {schema}: is it the right one?")
     if not may_use:
         raise UnusableTransaction(f"its role may not use the schema {schema}: GRANT it that")
-    return str(lock_timeout)
+    return longest_wait

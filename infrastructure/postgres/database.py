@@ -1,24 +1,30 @@
 """One PostgreSQL database and the schema in it: connections that are set up alike, statements that name the schema."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
 from select import POLLIN, poll
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
-import psycopg
 from psycopg import Connection
 from psycopg.rows import TupleRow
 from psycopg.sql import SQL, Identifier
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from coupon_clock.domain.errors import CouponClockError
-from coupon_clock.infrastructure.postgres.errors import translate_errors
+from coupon_clock.infrastructure.postgres.connection import (
+    CONNECT_TIMEOUT_S,
+    STATEMENT_LIMIT_S,
+    LimitedConnection,
+    connect,
+    options,
+    set_up,
+)
+from coupon_clock.infrastructure.postgres.errors import PoolExhausted, translate_errors
 from coupon_clock.infrastructure.settings import Settings
-
-STATEMENT_TIMEOUT = "10s"
-LOCK_TIMEOUT = "2s"
-CONNECT_TIMEOUT_S = 5
 
 
 class Schema:
@@ -50,6 +56,18 @@ class Connections(Protocol):
 
     def sql(self, statement: str, **names: str) -> bytes: ...
 
+    @property
+    def longest_wait(self) -> timedelta | None:
+        """For a lock that others hold; None: as the functions of the schema say."""
+
+
+@dataclass(eq=False)
+class OpenedBeforeFork(CouponClockError):
+    """This process was forked off process {opened_by}, which had opened the application before: \
+open it after the fork, in each process that uses it."""
+
+    opened_by: int
+
 
 class Database:
     """A pool of autocommitting connections, and connections of one's own. Safe to use from several threads.
@@ -57,10 +75,13 @@ class Database:
     `check` runs on each new connection of the pool, because the same URL can lead to another server after a failover.
     """
 
+    longest_wait: timedelta | None = None
+
     def __init__(self, settings: Settings, check: Check) -> None:
         self.settings = settings
         self.schema = Schema(settings.database_schema)
         self.sql = self.schema.sql
+        self._opened_by = os.getpid()
         self._pool = _Pool(settings, lambda connection: check(connection, self.schema))
 
     @classmethod
@@ -79,26 +100,42 @@ class Database:
         self.close()
 
     def close(self) -> None:
-        """Closes the pool; a connection in use is closed when it is given back."""
-        self._pool.close()
+        """Closes the pool; a connection in use is closed when it is given back. Does nothing after a fork."""
+        if not self.is_forked:
+            self._pool.close()
+
+    @property
+    def is_forked(self) -> bool:
+        """Whether this is a fork of the process that opened it: whose locks nobody here may ever release, and whose
+        sockets the two share."""
+        return os.getpid() != self._opened_by
+
+    def refuse_fork(self) -> None:
+        """Raises OpenedBeforeFork."""
+        if self.is_forked:
+            raise OpenedBeforeFork(self._opened_by)
 
     @contextmanager
     def connection(self) -> Iterator[Connection[TupleRow]]:
-        """One of the pool. Raises DatabaseUnavailable, and what the check raised."""
+        """One of the pool. Raises DatabaseUnavailable, OpenedBeforeFork, and what the check raised."""
+        self.refuse_fork()
         with translate_errors(), self._pool.connection() as connection:
-            yield connection
+            try:
+                yield connection
+            finally:
+                if connection.closed:
+                    # Where one went silent, or was closed, the others may be no better.
+                    self._pool.drain()
 
-    def connect(self) -> Connection[TupleRow]:
-        """A new one outside the pool. Raises DatabaseUnavailable."""
-        return connect(self.settings)
+    @property
+    def connections_made(self) -> int:
+        """How many the pool has made so far: a new one may lead to another server."""
+        return self._pool.made
 
-
-def connect(settings: Settings) -> Connection[TupleRow]:
-    """One autocommitting connection, set up as those of a Database. Raises DatabaseUnavailable."""
-    with translate_errors():
-        connection = psycopg.connect(settings.database(), autocommit=True, connect_timeout=CONNECT_TIMEOUT_S)
-        set_up(connection)
-        return connection
+    def connect(self, limit_s: float = STATEMENT_LIMIT_S) -> Connection[TupleRow]:
+        """A new one outside the pool. Raises DatabaseUnavailable, OpenedBeforeFork."""
+        self.refuse_fork()
+        return connect(self.settings, limit_s)
 
 
 def fetch_one(connection: Connection[TupleRow], statement: bytes | str, *parameters: object) -> TupleRow:
@@ -108,31 +145,17 @@ def fetch_one(connection: Connection[TupleRow], statement: bytes | str, *paramet
     return row
 
 
-def set_up(connection: Connection[Any]) -> None:
-    """Each statement is planned once a connection: planning an append costs more than doing it. As the tables may be
-    small at that time, no such plan may scan them: it would be kept until long after they have grown."""
-    connection.execute(
-        """
-        SELECT set_config('TimeZone', 'UTC', false),
-               set_config('statement_timeout', %s, false),
-               set_config('lock_timeout', %s, false),
-               set_config('plan_cache_mode', 'force_generic_plan', false),
-               set_config('enable_seqscan', 'off', false)
-        """,
-        (STATEMENT_TIMEOUT, LOCK_TIMEOUT),
-    )
-
-
-class _Pool(ConnectionPool[Connection[TupleRow]]):
+class _Pool(ConnectionPool[LimitedConnection]):
     """Raises the check's refusal instead of a timeout while new connections are refused."""
 
     def __init__(self, settings: Settings, check: Callable[[Connection[TupleRow]], None]) -> None:
         self._check_new = check
         self._refusal: CouponClockError | None = None
+        self._lent: set[int] = set()
+        self.made = 0
         super().__init__(
-            settings.database(),
-            connection_class=Connection[TupleRow],
-            kwargs={"autocommit": True, "connect_timeout": CONNECT_TIMEOUT_S},
+            connection_class=LimitedConnection,
+            kwargs=options(settings),
             configure=self._admit,
             min_size=2,
             max_size=settings.database_connections,
@@ -142,25 +165,33 @@ class _Pool(ConnectionPool[Connection[TupleRow]]):
             open=True,
         )
 
-    def getconn(self, timeout: float | None = None) -> Connection[TupleRow]:
+    def getconn(self, timeout: float | None = None) -> LimitedConnection:
         """Returns one that the server has not closed. After a restart it has closed all, so all are replaced."""
         while True:
             connection = self._got(timeout)
             if not is_closed_by_server(connection):
+                self._lent.add(id(connection))
                 return connection
             connection.close()
             self.putconn(connection)
             self.drain()
 
-    def _got(self, timeout: float | None) -> Connection[TupleRow]:
+    def putconn(self, conn: LimitedConnection) -> None:
+        self._lent.discard(id(conn))
+        super().putconn(conn)
+
+    def _got(self, timeout: float | None) -> LimitedConnection:
         try:
             return super().getconn(timeout)
         except PoolTimeout:
             if self._refusal is not None:
                 raise self._refusal from None
+            if len(self._lent) >= self.max_size:
+                raise PoolExhausted(f"all {self.max_size} connections of this process were in use for 5 s") from None
             raise
 
-    def _admit(self, connection: Connection[TupleRow]) -> None:
+    def _admit(self, connection: LimitedConnection) -> None:
+        self.made += 1
         set_up(connection)
         self._refusal = None
         try:

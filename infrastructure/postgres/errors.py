@@ -7,7 +7,13 @@ from typing import Any
 
 import psycopg
 from psycopg import Connection
-from psycopg.errors import LockNotAvailable, QueryCanceled, SerializationFailure
+from psycopg.errors import (
+    InvalidTransactionInitiation,
+    LockNotAvailable,
+    QueryCanceled,
+    ReadOnlySqlTransaction,
+    SerializationFailure,
+)
 from psycopg_pool import PoolClosed, PoolTimeout
 
 from coupon_clock.domain.errors import CouponClockError
@@ -27,11 +33,33 @@ class TimedOut(DatabaseUnavailable):
     """PostgreSQL took too long, and nothing was changed: {reason}."""
 
 
+class PoolExhausted(DatabaseUnavailable):
+    """Nothing was changed, because {reason}: set COUPON_CLOCK_DATABASE_CONNECTIONS higher, \
+or find out what takes PostgreSQL so long."""
+
+
+class UnsuitableTransactions(DatabaseUnavailable):
+    """Nothing was changed, because transactions are not what they must be here: {reason}."""
+
+
+# Of a single call, whose transaction is what the role or the database has by default: all others say what they are.
+NOT_BY_DEFAULT = (InvalidTransactionInitiation, ReadOnlySqlTransaction, SerializationFailure)
+READ_ONLY = "connect to a primary, and ALTER ROLE … SET default_transaction_read_only TO off for the role of the URL"
+ISOLATED = "ALTER ROLE … SET default_transaction_isolation TO 'read committed' for the role of the URL"
+
+
+def unsuitable(error: psycopg.Error) -> UnsuitableTransactions:
+    what_to_do = READ_ONLY if isinstance(error, ReadOnlySqlTransaction) else error.diag.message_hint or ISOLATED
+    return UnsuitableTransactions(f"{first_line(error)}: {what_to_do}")
+
+
 @contextmanager
 def translate_errors() -> Iterator[None]:
     """Turns what psycopg says when PostgreSQL is away into DatabaseUnavailable: for reads, which may be repeated."""
     try:
         yield
+    except NOT_BY_DEFAULT as error:
+        raise unsuitable(error) from error
     except (*MAY_BE_ABSENCE, PoolClosed) as error:
         if not _is_absence(error):
             raise
@@ -69,11 +97,16 @@ class AnswerLost(CouponClockError):
 @contextmanager
 def detect_lost_answer(connection: Connection[Any]) -> Iterator[None]:
     """Distinguishes what certainly did not happen from what may have: an error that PostgreSQL itself reports, on a
-    connection that lives on, means that the transaction was rolled back. Raises TimedOut, RolledBack, AnswerLost."""
+    connection that lives on, means that the transaction was rolled back.
+
+    Raises TimedOut, RolledBack, UnsuitableTransactions, AnswerLost.
+    """
     try:
         yield
     except TIME_IS_UP as error:
         raise TimedOut(first_line(error)) from error
+    except (InvalidTransactionInitiation, ReadOnlySqlTransaction) as error:
+        raise unsuitable(error) from error
     except SerializationFailure as error:
         raise DecidedTooLate(first_line(error)) from error
     except (psycopg.OperationalError, psycopg.InterfaceError, psycopg.IntegrityError, psycopg.InternalError) as error:

@@ -123,9 +123,9 @@ class Alarms:
     def _alarms(self, statement: str, parameters: dict[str, object]) -> list[Alarm]:
         with self._database.connection() as connection:
             sql = self._database.sql(statement)
-            rows = connection.execute(sql, parameters, prepare=True, binary=True)
+            rows = connection.execute(sql, parameters)
             return [Alarm(*row) for row in rows]
 
     def _execute(self, statement: str, parameters: dict[str, object]) -> int:
         with self._database.connection() as connection:
-            return connection.execute(self._database.sql(statement), parameters, prepare=True).rowcount
+            return connection.execute(self._database.sql(statement), parameters).rowcount

@@ -73,7 +73,7 @@ def position(
 
     `table`: by default the live one.
     """
-    found = connection.execute(schema.sql(CHECKPOINT), (table or projection.name,), prepare=True).fetchone()
+    found = connection.execute(schema.sql(CHECKPOINT), (table or projection.name,)).fetchone()
     if found is None:
         raise ReadModelOutdated(projection.name, "it was never made")
     at, fold_version = found

@@ -82,7 +82,7 @@ class Projector:
             return Standing("behind" if lag.events else "caught up")
         if monotonic() - self._asked_at > ASK_EVERY_S:
             self._asked_at = monotonic()
-            return Standing("caught up" if self._subscription.checkpoint.is_leased() else "standing by")
+            return Standing("caught up" if self._subscription.lease.is_held() else "standing by")
         return self.standing
 
     def _stand(self, standing: Standing) -> None:

@@ -86,7 +86,7 @@ def load(
     """The rows that exist of those keys."""
     statements = statements_of(schema, projection, table)
     columns = [list(column) for column in zip(*keys, strict=True)]
-    (stored,) = connection.execute(statements.load, columns, prepare=True).fetchone() or ("[]",)
+    (stored,) = connection.execute(statements.load, columns).fetchone() or ("[]",)
     rows: list[Row] = statements.decode(stored)
     return {tuple(getattr(row, name) for name in statements.key): row for row in rows}
 
@@ -96,7 +96,7 @@ def save(
 ) -> None:
     """Inserts or replaces."""
     stored = msgspec.json.encode(rows).decode()
-    connection.execute(statements_of(schema, projection, table).save, (stored,), prepare=True)
+    connection.execute(statements_of(schema, projection, table).save, (stored,))
 
 
 def copy_in(

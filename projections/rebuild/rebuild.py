@@ -59,22 +59,22 @@ def rebuild(
 ) -> Rebuilt:
     """Returns once the new rows are live. `after_step`: called each time that a step is done (Run).
 
-    Raises RebuildRunning, ShadowOfOtherFold, SwapBlocked, OldTableInUse (of the rebuild before), UnreadableEvent,
-    DatabaseUnavailable; the live rows are then as they were.
+    Raises RebuildRunning, ShadowTakenOver, ShadowOfOtherFold, SwapBlocked, OldTableInUse (of the rebuild before),
+    UnreadableEvent, DatabaseUnavailable; the live rows are then as they were.
     """
     started, events, position = monotonic(), 0, None
     with translate_errors(), only_run(store, projection, options, progress, after_step) as run:
         clear_away(run, keep=False)  # what the rebuild before left
         with workers_for(run) as workers:
-            next_step = plan(run)  # 1. up to which position, in which chunks
+            next_step, build = plan(run)  # 1. up to which position, in which chunks
             after_step("plan")
             if next_step == "replay":
                 replay_together(run, workers)  # 2. the chunks, on all cores
-                events += index(run)  # 3. key, indexes, statistics
+                events += index(run, build)  # 3. key, indexes, statistics
         give_up_at = monotonic() + options.swap_patience_s
         while position is None:
             events += catch_up(run)  # 4. what was stored since
-            position = try_swap(run, give_up_at)  # 5. live
+            position = try_swap(run, build, give_up_at)  # 5. live
         try:
             clear_away(run, options.keep_old)  # 6. the old rows
         except OldTableInUse as error:

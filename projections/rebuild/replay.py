@@ -5,15 +5,13 @@ whoever dies leaves a shadow that can be gone on with.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
-from coupon_clock.domain.errors import CouponClockError
 from coupon_clock.infrastructure.event_store.bulk_reader import CHUNK, streams
 from coupon_clock.projections.engine.fold import folded
 from coupon_clock.projections.engine.tables import complete, copy_in
-from coupon_clock.projections.rebuild.run import Run
+from coupon_clock.projections.rebuild.run import Run, ShadowTakenOver, own
 
 CLAIM = """
 UPDATE {schema}.rebuild_chunk
@@ -36,13 +34,6 @@ SELECT coalesce(sum(events), 0)::bigint, coalesce(sum(coalesce(events, planned))
   FROM {schema}.rebuild_chunk
  WHERE shadow = %s
 """
-
-
-@dataclass(eq=False)
-class ShadowTakenOver(CouponClockError):
-    """Another rebuild of {name} took this one's shadow over: this one stops."""
-
-    name: str
 
 
 class Chunk(NamedTuple):
@@ -107,11 +98,15 @@ def replayed(run: Run) -> tuple[int, int]:
     return done, planned
 
 
-def index(run: Run) -> int:
-    """Adds keys, indexes and statistics, in one go once all rows are in. Returns the events that were replayed."""
+def index(run: Run, build: int) -> int:
+    """Adds keys, indexes and statistics, in one go once all rows are in. Returns the events that were replayed.
+
+    Raises ShadowTakenOver.
+    """
     events, _ = replayed(run)
     run.progress("indexing", events, events)
     with run.connection.transaction():
+        own(run, build)
         complete(run.connection, run.store.database.schema, run.projection.table(run.shadow))
         run.execute("DELETE FROM {schema}.rebuild_chunk WHERE shadow = %s", run.shadow)
         run.execute("UPDATE {schema}.checkpoint SET step = 'catch up' WHERE name = %s", run.shadow)

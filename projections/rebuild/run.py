@@ -1,11 +1,9 @@
 """A rebuild that is under way: what its steps share, and the lock that makes it the only one of its projection."""
 
-import os
-import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any, Literal
 
 from msgspec import Struct
@@ -13,21 +11,14 @@ from psycopg import Connection, Cursor
 from psycopg.rows import TupleRow
 
 from coupon_clock.domain.errors import CouponClockError
+from coupon_clock.infrastructure.event_store.lease import PATIENCE_S, Held, Lease
 from coupon_clock.infrastructure.event_store.store import EventStore
-from coupon_clock.infrastructure.postgres.database import fetch_one
+from coupon_clock.infrastructure.postgres.connection import LONG_STATEMENT_LIMIT_S
+from coupon_clock.infrastructure.postgres.errors import DatabaseUnavailable
 from coupon_clock.infrastructure.progress import Progress, no_progress
 from coupon_clock.projections.engine.projection import Projection
 
-REBUILD_LOCK = 1129271119
-LOCK = "SELECT pg_try_advisory_lock(%s, hashtext('{schema}.' || %s))"
-UNLOCK = "SELECT pg_advisory_unlock(%s, hashtext('{schema}.' || %s))"
-HOLDER = """
-SELECT application_name || ', connected since ' || to_char(backend_start, 'YYYY-MM-DD HH24:MI:SS TZ')
-       || ', server process ' || pid
-  FROM pg_locks JOIN pg_stat_activity USING (pid)
- WHERE locktype = 'advisory' AND pg_locks.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-   AND classid = %s AND objid::bigint = hashtext('{schema}.' || %s)::bigint & 4294967295 AND granted
-"""
+POLL_S = 0.1
 
 Step = Literal["plan", "claim", "note", "chunk", "replay", "index", "batch", "catch up", "swap"]
 
@@ -40,7 +31,8 @@ class RebuildOptions(Struct, frozen=True, kw_only=True):
     """`resume`: go on with what an interrupted one left, if it left anything. `events_per_s`: at most so many.
     `jobs`: processes, by default one a core where the log is long enough. `keep_old`: the old table stays, as
     NAME_old. `events_a_chunk`: about so many are folded in one transaction. `swap_patience_s`: seconds to wait for
-    those who hold the live table."""
+    those who hold the live table. `takeover_s`: another rebuild that shows no sign of life for so long is taken for
+    dead."""
 
     resume: bool = False
     events_per_s: float | None = None
@@ -48,13 +40,14 @@ class RebuildOptions(Struct, frozen=True, kw_only=True):
     keep_old: bool = False
     events_a_chunk: int = 10_000
     swap_patience_s: float = 600
+    takeover_s: float = PATIENCE_S
 
 
 NO_OPTIONS = RebuildOptions()
 
 
 class Run(Struct, frozen=True):
-    """`connection` holds the right to rebuild, so that losing it ends the run. `after_step`: called each time that a
+    """`connection`: its own. `after_step`: called each time that a
     step is done, "note" within the transaction of its chunk; what it raises interrupts the rebuild there."""
 
     store: EventStore[Any]
@@ -71,6 +64,27 @@ class Run(Struct, frozen=True):
     def execute(self, statement: str, *parameters: object, **names: str) -> Cursor[TupleRow]:
         """`names`: as `Schema.sql` fills them in."""
         return self.connection.execute(self.store.database.sql(statement, **names), parameters)
+
+
+OWN = "SELECT position FROM {schema}.checkpoint WHERE name = %s AND build = %s FOR UPDATE"
+
+
+@dataclass(eq=False)
+class ShadowTakenOver(CouponClockError):
+    """Another rebuild of {name} took this one's shadow over: this one stops."""
+
+    name: str
+
+
+def own(run: Run, build: int) -> int:
+    """Within a transaction: keeps the shadow's checkpoint as this run began it, and returns its position.
+
+    Raises ShadowTakenOver where another run has begun it anew.
+    """
+    found = run.execute(OWN, run.shadow, build).fetchone()
+    if found is None:
+        raise ShadowTakenOver(run.projection.name)
+    return int(found[0])
 
 
 @dataclass(eq=False)
@@ -90,19 +104,24 @@ def only_run(
     after_step: Callable[[Step], object] = nothing_after,
 ) -> Iterator[Run]:
     """The one rebuild of this projection, over a connection of its own. Raises RebuildRunning, DatabaseUnavailable."""
-    with store.database.connect() as connection:
-        who = f"coupon-clock rebuild on {socket.gethostname()}, process {os.getpid()}"
-        connection.execute("SELECT set_config('application_name', left(%s, 63), false)", (who,))
-        if not fetch_one(connection, store.database.sql(LOCK), REBUILD_LOCK, projection.name)[0]:
-            found = connection.execute(store.database.sql(HOLDER), (REBUILD_LOCK, projection.name)).fetchone()
-            raise RebuildRunning(projection.name, found[0] if found else "just ending")
-        connection.execute("SET statement_timeout = 0")
-        try:
+    lease = Lease(store.database, f"rebuild {projection.name}", options.takeover_s)
+    await_lease(lease, projection.name)
+    try:
+        with lease.kept(), store.database.connect(LONG_STATEMENT_LIMIT_S) as connection:
             yield Run(store, projection, connection, options, progress, after_step)
-        finally:
-            # Not left to the end of the session, which the server notices a moment after the next rebuild may begin.
-            if not connection.closed:
-                connection.execute(store.database.sql(UNLOCK), (REBUILD_LOCK, projection.name))
+    finally:
+        with suppress(DatabaseUnavailable):
+            lease.release()
+
+
+def await_lease(lease: Lease, name: str) -> None:
+    """Returns once it is taken, also from a rebuild that died. Raises RebuildRunning as soon as another shows life."""
+    first: Held | None = None
+    while not lease.take():
+        first = first or lease.other
+        if first and lease.other and lease.other != first:
+            raise RebuildRunning(name, f"{lease.other.who}, since {lease.other.taken_at:%Y-%m-%d %H:%M:%SZ}")
+        sleep(POLL_S)
 
 
 class Pace:

@@ -9,7 +9,7 @@ from psycopg.errors import DependentObjectsStillExist, LockNotAvailable
 from coupon_clock.domain.errors import CouponClockError
 from coupon_clock.infrastructure.postgres.database import fetch_one
 from coupon_clock.infrastructure.postgres.errors import first_line
-from coupon_clock.projections.rebuild.run import Run
+from coupon_clock.projections.rebuild.run import Run, own
 
 RETRY_PAUSE_S = 0.2
 
@@ -60,10 +60,10 @@ end them, then run `coupon-clock rebuild {name} --resume`."""
     pids: str
 
 
-def try_swap(run: Run, give_up_at: float) -> int | None:
+def try_swap(run: Run, build: int, give_up_at: float) -> int | None:
     """As `swap`, and None after a pause while somebody holds the table; raises SwapBlocked after `give_up_at`."""
     try:
-        return swap(run)
+        return swap(run, build)
     except LockNotAvailable as error:
         (pids,) = fetch_one(run.connection, run.store.database.sql(HOLDERS, table=run.projection.name))
         if monotonic() > give_up_at:
@@ -73,10 +73,11 @@ def try_swap(run: Run, give_up_at: float) -> int | None:
         return None
 
 
-def swap(run: Run) -> int | None:
+def swap(run: Run, build: int) -> int | None:
     """Returns the position that is now live; None while the shadow is behind, because rows would go back.
 
-    Raises psycopg.errors.LockNotAvailable while somebody holds the table; nothing has changed then. The old table is
+    Raises psycopg.errors.LockNotAvailable while somebody holds the table, and ShadowTakenOver; nothing has changed
+    then. The old table is
     `NAME_outgoing` afterwards.
     """
     name, shadow = run.projection.name, run.shadow
@@ -85,7 +86,7 @@ def swap(run: Run) -> int | None:
         if replaces:
             run.execute(KEEP_MAINTENANCE_OUT, table=name)
         live = run.execute(POSITION, name).fetchone()
-        (position,) = fetch_one(run.connection, run.store.database.sql(POSITION), shadow)
+        position = own(run, build)
         if live is not None and live[0] > position:
             return None
         run.execute(LONGEST_WAIT)
@@ -98,7 +99,7 @@ def swap(run: Run) -> int | None:
         run.execute(TAKE_OVER, name, position, run.projection.fold_version)
         run.execute("DELETE FROM {schema}.checkpoint WHERE name = %s", shadow)
     run.after_step("swap")
-    return int(position)
+    return position
 
 
 @dataclass(eq=False)

@@ -15,7 +15,8 @@ from coupon_clock.domain.errors import CommandConflict, OutcomeUnknown
 from coupon_clock.infrastructure.command_handling.handler import CommandHandler
 from coupon_clock.infrastructure.event_store.recorder import EventLogRecorder
 from coupon_clock.infrastructure.event_store.store import UnreadableEvent
-from coupon_clock.infrastructure.postgres.database import connect
+from coupon_clock.infrastructure.postgres.binary_cursor import BinaryCursor
+from coupon_clock.infrastructure.postgres.connection import connect
 from coupon_clock.infrastructure.postgres.errors import DatabaseUnavailable, TimedOut
 from deadlines import eventually
 from examples import SHOP, ending_in, increase, terminate
@@ -121,14 +122,14 @@ def test_the_same_command_twice_in_a_chunk_has_one_effect_and_one_outcome(live):
 def test_one_execute_is_two_round_trips(live):
     template = ending_in(3600)
     sql, log = live.database.sql, EventLogRecorder
-    assert statements_of(live, lambda: live.execute(template)) == [sql(log.SELECT_STREAMS), sql(log.APPEND)]
+    assert statements_of(live, lambda: live.execute(template)) == [sql(log.LOAD_STREAMS), sql(log.APPEND)]
 
 
 def statements_of(app: Application, call: Callable[[], object]) -> list[object]:
     """What goes over the wire during the call."""
     sent: list[object] = []
 
-    class Listening(psycopg.Cursor):  # type: ignore[type-arg]
+    class Listening(BinaryCursor):
         def execute(self, query, *arguments, **options):  # type: ignore[no-untyped-def]
             sent.append(query)
             return super().execute(query, *arguments, **options)

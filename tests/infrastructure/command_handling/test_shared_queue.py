@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from signal import SIGINT, alarm
+from signal import SIGINT
 from threading import Event, Thread, Timer
 from uuid import uuid4
 
@@ -152,24 +152,6 @@ def test_the_death_of_the_serving_thread_leaves_nobody_waiting_and_another_takes
         queue.handle(template := ending_in(3600))
     assert queue.handle(template).version == 1
     queue.close()
-
-
-def test_a_process_that_was_forked_off_has_a_queue_of_its_own(queue, gate):
-    gate.open.clear()
-    calls = [in_background(queue, ending_in(3600)) for _ in range(3)]
-    eventually(lambda: len(gate.batches) >= 2, within=20)
-    pid = os.fork()
-    if pid == 0:
-        gate.open.set()
-        gate.handle = lambda command: None  # its connections belong to the other process
-        alarm(10)
-        queue._note_length = lambda executed: None
-        os._exit(0 if queue.handle(ending_in(3600)) is None and not queue._queue else 1)
-    _, status = os.waitpid(pid, 0)
-    assert os.waitstatus_to_exitcode(status) == 0
-    gate.open.set()
-    for thread, _ in calls:
-        thread.join(20)
 
 
 def test_closing_lets_the_thread_end(queue, gate):

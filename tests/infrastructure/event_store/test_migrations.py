@@ -13,7 +13,8 @@ from coupon_clock.infrastructure.event_store import migrations
 from coupon_clock.infrastructure.event_store.cluster_identity import failover_detected, remember_cluster
 from coupon_clock.infrastructure.event_store.migrations import SchemaMissing, SchemaTooNew
 from coupon_clock.infrastructure.event_store.safety import UnsafeLog
-from coupon_clock.infrastructure.postgres.database import Schema, connect, fetch_one
+from coupon_clock.infrastructure.postgres.connection import connect, execute_script
+from coupon_clock.infrastructure.postgres.database import Schema, fetch_one
 from coupon_clock.infrastructure.settings import Settings
 from coupon_clock.local_servers.postgres import LocalPostgres
 from coupon_clock.testing import in_database
@@ -106,7 +107,7 @@ def test_a_role_that_only_owns_its_database_can_do_all(no_tables):
     with connect(no_tables) as connection:
         role = f"role_{uuid4().hex}"
         database = fetch_one(connection, "SELECT current_database()")[0]
-        connection.execute(f"CREATE ROLE {role}; ALTER DATABASE {database} OWNER TO {role}; SET ROLE {role}")
+        execute_script(connection, f"CREATE ROLE {role}; ALTER DATABASE {database} OWNER TO {role}; SET ROLE {role}")
         migrations.migrate(connection, SCHEMA)
         migrations.check(connection, SCHEMA)
         remember_cluster(connection, SCHEMA)
@@ -154,7 +155,7 @@ def test_a_writers_transaction_is_bounded(connection):
 
 
 def test_a_writer_that_set_itself_a_shorter_bound_keeps_it(connection):
-    connection.execute("SET idle_in_transaction_session_timeout = '900ms'; SET transaction_timeout = '5s'")
+    execute_script(connection, "SET idle_in_transaction_session_timeout = '900ms'; SET transaction_timeout = '5s'")
     with connection.transaction():
         insert(connection)
         assert setting(connection, "idle_in_transaction_session_timeout") == "900ms"

@@ -26,7 +26,8 @@ from coupon_clock.infrastructure.event_store.store import (
     UnreadableEvent,
     Unstorable,
 )
-from coupon_clock.infrastructure.postgres.database import Database, connect
+from coupon_clock.infrastructure.postgres.connection import connect, execute_script
+from coupon_clock.infrastructure.postgres.database import Database
 from coupon_clock.infrastructure.postgres.errors import AnswerLost, RolledBack, TimedOut
 from coupon_clock.infrastructure.postgres.server_clock import ServerClock
 from coupon_clock.infrastructure.settings import Settings
@@ -186,7 +187,7 @@ def test_an_append_waits_for_one_under_way_on_its_stream_and_yields_to_it(store,
         with in_background(lambda: store.append([append(LOW)])) as answers:
             with connect_like(connection) as watcher:
                 eventually(lambda: is_waiting_for_a_lock(watcher), within=20)
-            connection.execute("COMMIT; BEGIN")
+            execute_script(connection, "COMMIT; BEGIN")
             assert answers.result(20) == [Conflict(LOW, 0, 1)]
 
 
@@ -196,7 +197,7 @@ def test_an_append_goes_in_when_the_one_under_way_is_rolled_back(store, connecti
         with in_background(lambda: store.append([append(LOW)])) as answers:
             with connect_like(connection) as watcher:
                 eventually(lambda: is_waiting_for_a_lock(watcher), within=20)
-            connection.execute("ROLLBACK; BEGIN")
+            execute_script(connection, "ROLLBACK; BEGIN")
             (answer,) = answers.result(20)
     assert isinstance(answer, Appended)
 

@@ -31,7 +31,8 @@ from coupon_clock.infrastructure.event_store.migrations import open_database
 from coupon_clock.infrastructure.event_store.recorder import EventLogRecorder
 from coupon_clock.infrastructure.event_store.store import Append, EventStore, NewEvent, UnreadableEvent
 from coupon_clock.infrastructure.event_store.subscription import Batch, Subscription
-from coupon_clock.infrastructure.postgres.database import Database, connect
+from coupon_clock.infrastructure.postgres.connection import connect
+from coupon_clock.infrastructure.postgres.database import Database
 from coupon_clock.infrastructure.postgres.server_clock import ServerClock
 from coupon_clock.infrastructure.settings import Settings
 from deadlines import eventually
@@ -349,13 +350,15 @@ def follower(database: Database, store: EventStore[Happened], taken: Taken, **gi
 def checkpoint(database: Database) -> tuple[int, UUID | None]:
     with database.connection() as connection:
         return connection.execute(
-            "SELECT position, leased_by FROM coupon_clock.checkpoint WHERE name = 'mails'"
+            "SELECT position, holder FROM coupon_clock.checkpoint LEFT JOIN coupon_clock.lease USING (name) "
+            "WHERE name = 'mails'"
         ).fetchone()
 
 
-def given_lease_is_over(database: Database) -> None:
-    with database.connection() as connection:
-        connection.execute("UPDATE coupon_clock.checkpoint SET leased_until = clock_timestamp() - interval '1 second'")
+def takes_over(subscription: Subscription[Happened]) -> bool:
+    """Whether it is the one that follows now."""
+    subscription._leased()
+    return subscription.lease.is_held()
 
 
 def test_a_checkpoint_moves_with_each_batch_and_outlives_the_follower(database, store, writer):
@@ -369,7 +372,7 @@ def test_a_checkpoint_moves_with_each_batch_and_outlives_the_follower(database, 
     assert not second.run_once()
 
     assert taken == [1, 2, 3]
-    assert checkpoint(database) == (3, second.checkpoint.owner)
+    assert checkpoint(database) == (3, second.lease.holder)
 
 
 def test_a_batch_whose_handler_fails_is_repeated_whole(database, store, writer):
@@ -397,12 +400,12 @@ def test_a_second_process_waits_until_the_first_releases(database, store, writer
     assert taken == [1, 2]
 
 
-def test_a_second_process_takes_over_when_the_lease_is_over_and_the_first_steps_back(database, store, writer):
+def test_a_second_process_takes_over_from_one_that_shows_no_life_and_the_first_steps_back(database, store, writer):
     taken = Taken(database)
-    first, second = follower(database, store, taken), follower(database, store, taken)
+    first, second = follower(database, store, taken), follower(database, store, taken, patience_s=0.2)
     writer.insert()
     first.run_once()
-    given_lease_is_over(database)
+    eventually(lambda: takes_over(second), within=20)
     writer.insert()
     second.run_once()
     writer.insert()
@@ -414,22 +417,35 @@ def test_a_second_process_takes_over_when_the_lease_is_over_and_the_first_steps_
     assert taken == [1, 2, 3]
 
 
-def test_a_handler_slower_than_the_lease_still_moves_on(database, store, writer):
-    """The second takes over meanwhile and begins the same batch: the first to finish counts."""
+def test_a_handler_slower_than_anybodys_patience_keeps_its_lease(database, store, writer):
     slow, other = Taken(database), Taken(database)
-    first, second = follower(database, store, slow), follower(database, store, other)
+    first = follower(database, store, slow, patience_s=0.3)
+    second = follower(database, store, other, patience_s=0.5)
     writer.insert()
 
     def meanwhile() -> None:
-        given_lease_is_over(database)
-        assert second._leased()
+        deadline = monotonic() + 2
+        while monotonic() < deadline:
+            assert not takes_over(second)
+            sleep(0.02)
 
     slow.before_advance = meanwhile
     first.run_once()
     assert slow == [1]
+    assert checkpoint(database) == (1, first.lease.holder)
+
+
+def test_the_first_of_two_with_the_same_batch_counts(database, store, writer):
+    """As after a pause of the whole process, in which nothing renewed its lease."""
+    slow, other = Taken(database), Taken(database)
+    first, second = follower(database, store, slow), follower(database, store, other, patience_s=0.2)
+    writer.insert()
+    slow.before_advance = lambda: eventually(lambda: takes_over(second), within=20)
+    first.run_once()
+    assert slow == [1]
     with pytest.raises(CheckpointLost):
         second.run_once()
-    assert checkpoint(database) == (1, first.checkpoint.owner)
+    assert checkpoint(database) == (1, second.lease.holder)
 
 
 def test_now_begins_after_all_that_is_stored_or_under_way_and_only_the_first_time(database, store, writer):

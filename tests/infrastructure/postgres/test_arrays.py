@@ -6,7 +6,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from coupon_clock.infrastructure.postgres.arrays import bigints, byteas, texts, timestamps, uuids
-from coupon_clock.infrastructure.postgres.database import connect
+from coupon_clock.infrastructure.postgres.connection import connect
 
 FIRST = datetime(1, 1, 1, tzinfo=UTC)
 LAST = datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)

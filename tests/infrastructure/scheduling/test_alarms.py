@@ -8,7 +8,7 @@ from uuid import UUID
 import pytest
 from psycopg import Connection
 
-from coupon_clock.infrastructure.postgres.database import connect
+from coupon_clock.infrastructure.postgres.connection import connect
 from coupon_clock.infrastructure.scheduling.alarms import Alarm, Alarms
 from coupon_clock.testing import TestApplication
 from examples import EVENING, MORNING, NOON, a_template, change

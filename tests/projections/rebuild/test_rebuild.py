@@ -14,7 +14,6 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from coupon_clock.app import Application
 from coupon_clock.infrastructure.event_store.store import UnreadableEvent
 from coupon_clock.projections.coupon_templates import TEMPLATE_ROWS
 from coupon_clock.projections.rebuild.catch_up import catch_up
@@ -187,10 +186,15 @@ def planned(app) -> Callable[[], Any]:
     @contextmanager
     def begun() -> Iterator[Run]:
         with only_run(app.store, TEMPLATE_ROWS, options()) as run:
-            assert plan(run) == "replay"
+            assert plan(run).next_step == "replay"
             yield run
 
     return begun
+
+
+def build_of(run: Run) -> int:
+    ((build,),) = run.execute("SELECT build FROM {schema}.checkpoint WHERE name = %s", run.shadow)
+    return build
 
 
 def test_what_happens_after_the_position_was_decided_is_applied_once(app, planned):
@@ -199,9 +203,9 @@ def test_what_happens_after_the_position_was_decided_is_applied_once(app, planne
     with planned() as run, workers_for(run) as nobody:
         app.execute_many([new, *(increase(template.template_id, by=5) for template in (known, new))])
         replay_together(run, nobody)
-        index(run)
+        index(run, build_of(run))
         catch_up(run)
-        assert swap(run) is not None
+        assert swap(run, build_of(run)) is not None
 
     assert {view.stock for view in app.page(SHOP).views} == {15}
     assert list(app.maintenance.verify_rows("coupon_template")) == []
@@ -227,7 +231,7 @@ def test_a_shadow_that_is_behind_the_live_rows_is_not_swapped_in(app, database_u
     run_sql(database_url, "CREATE TABLE coupon_clock.coupon_template_shadow (LIKE coupon_clock.coupon_template)")
     run_sql(database_url, "INSERT INTO coupon_clock.checkpoint (name, position) VALUES ('coupon_template_shadow', 1)")
     with only_run(app.store, TEMPLATE_ROWS) as run:
-        assert swap(run) is None
+        assert swap(run, build_of(run)) is None
 
     assert rows(database_url)
 
@@ -262,7 +266,7 @@ def test_readers_that_never_end_are_named_and_what_was_done_is_kept(app, databas
 
 
 def test_a_second_rebuild_is_reported_who_runs_the_first(app):
-    with only_run(app.store, TEMPLATE_ROWS):
+    with only_run(app.store, TEMPLATE_ROWS, options(takeover_s=1)):
         with pytest.raises(RebuildRunning, match=f"process {os.getpid()}"):
             app.maintenance.rebuild()
         app.maintenance.rebuild("shop_month")
@@ -289,19 +293,10 @@ def test_killed_after_any_step_nothing_live_changed_and_it_can_be_gone_on_with(a
 
     assert died.returncode == -signal.SIGKILL
     assert {row[-1] for row in rows(database_url, name)} == {-1} or step == "swap"
-    eventually(lambda: resumed(app, name))
+    app.maintenance.rebuild(name, options(resume=True, takeover_s=0.3))
     assert rows(database_url, name) == made
     assert tables(database_url) == NAMES
     assert left_behind(database_url) == 0
-
-
-def resumed(app: Application, name: str) -> bool:
-    """PostgreSQL takes a moment to notice who died."""
-    try:
-        app.maintenance.rebuild(name, options(resume=True))
-    except RebuildRunning:
-        return False
-    return True
 
 
 def test_a_worker_that_is_killed_leaves_its_chunks_to_the_others(app, database_url, planned):

@@ -1,0 +1,111 @@
+"""The log on another server than before: after a promotion, with all loops running, and after a restore."""
+
+import subprocess
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from coupon_clock.app import Application, Settings
+from coupon_clock.local_servers.detached import as_user
+from coupon_clock.local_servers.postgres import LocalPostgres, binaries, make_private, plain_environment, user_to_run_as
+from deadlines import eventually
+from examples import ending_in
+
+LONG_AGO = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture
+def primary(tmp_path: Path) -> Iterator[LocalPostgres]:
+    server = LocalPostgres(tmp_path / "primary")
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def standby(primary: LocalPostgres, tmp_path: Path) -> Iterator[LocalPostgres]:
+    server = LocalPostgres(tmp_path / "standby")
+    server.folder.mkdir()
+    user = user_to_run_as(server.folder)
+    make_private(server.folder, user)
+    command = [str(binaries() / "pg_basebackup"), "-d", primary.url, "-D", str(server.data), "-R", "--checkpoint=fast"]
+    subprocess.run(as_user(user, command), check=True, cwd="/", env=plain_environment())
+    server.start()
+    yield server
+    server.kill()
+
+
+def test_after_a_promotion_templates_end_within_seconds_and_all_alarms_are_armed_anew(primary, standby):
+    hosts = f"{primary.socket_folder},{standby.socket_folder}"
+    url = make_conninfo(primary.url, host=hosts, port="5432,5432", target_session_attrs="read-write")
+    settings = Settings.load(database_url=url)
+    Application.migrate(settings)
+    soon, later = ending_in(4), ending_in(1800)
+    with Application.open(settings) as app:
+        app.execute_many([soon, later])
+        given_armed(app, later)
+    with Application.open(settings) as app, app.running():
+        eventually(lambda: has_replayed(primary, standby))
+
+        primary.kill()
+        promote(standby)
+
+        eventually(lambda: events_of(app, soon) == 2, within=20)
+        eventually(lambda: armed_at(app, later) is None, within=20)
+        assert app.maintenance.verify_promise().violations == []
+
+
+def test_a_restored_database_is_armed_anew_by_a_relay_and_by_nothing_else(postgres, settings, database_url):
+    template = ending_in(1800)
+    with Application.open(settings) as app:
+        app.execute(template)
+        given_armed(app, template)
+    name = conninfo_to_dict(database_url)["dbname"]
+    with psycopg.connect(postgres.url, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}_restored TEMPLATE {name}")
+
+    with Application.open(Settings.load(database_url=make_conninfo(database_url, dbname=f"{name}_restored"))) as app:
+        app.execute(ending_in(1800))
+        assert list(app.maintenance.verify_alarms()) == []
+        assert armed_at(app, template) == LONG_AGO
+        with app.running(["relay", "consumer"]):
+            eventually(lambda: armed_at(app, template) is None)
+
+
+def given_armed(app: Application, template: object) -> None:
+    """As by a broker that remembers, once the cluster is known."""
+    known = "SELECT FROM coupon_clock.cluster_identity"
+    with app.database.connection() as connection, app.running(["relay", "consumer"]):
+        eventually(lambda: connection.execute(known).rowcount == 1)
+    with app.database.connection() as connection:
+        set_armed = "UPDATE coupon_clock.alarm SET armed_at = %s WHERE stream_id = %s"
+        connection.execute(set_armed, (LONG_AGO, template.template_id))  # type: ignore[attr-defined]
+
+
+def armed_at(app: Application, template: object) -> object:
+    statement = "SELECT armed_at FROM coupon_clock.alarm WHERE stream_id = %s"
+    with app.database.connection() as connection:
+        found = connection.execute(statement, (template.template_id,)).fetchone()  # type: ignore[attr-defined]
+    return found and found[0]
+
+
+def events_of(app: Application, template: object) -> int:
+    try:
+        return len(app.history(template.shop_number, template.template_id))  # type: ignore[attr-defined]
+    except Exception:
+        return 0
+
+
+def has_replayed(primary: LocalPostgres, standby: LocalPostgres) -> bool:
+    with psycopg.connect(primary.url) as one, psycopg.connect(standby.url) as other:
+        written = one.execute("SELECT pg_current_wal_lsn()").fetchone()
+        return bool(other.execute("SELECT pg_last_wal_replay_lsn() >= %s", written).fetchone() == (True,))
+
+
+def promote(standby: LocalPostgres) -> None:
+    with psycopg.connect(standby.url, autocommit=True) as connection:
+        assert connection.execute("SELECT pg_promote()").fetchone() == (True,)
