@@ -48,13 +48,20 @@ from coupon_clock.domain.events import (
 )
 from coupon_clock.domain.validity import Validity
 from coupon_clock.infrastructure.command_handling.handler import Executed
-from coupon_clock.infrastructure.event_store.migrations import SchemaMissing
+from coupon_clock.infrastructure.event_store.migrations import (
+    ForeignTable,
+    SchemaInUse,
+    SchemaMissing,
+    SchemaTooNew,
+    sql_file,
+)
 from coupon_clock.infrastructure.event_store.safety import UnsafeLog
 from coupon_clock.infrastructure.event_store.store import Envelope, UnreadableEvent
 from coupon_clock.infrastructure.messaging.broker import Broker, BrokerMisconfigured
 from coupon_clock.infrastructure.messaging.memory_broker import MemoryBroker
 from coupon_clock.infrastructure.postgres.caller_transaction import UnusableTransaction
-from coupon_clock.infrastructure.postgres.errors import AnswerLost, DatabaseUnavailable
+from coupon_clock.infrastructure.postgres.database import OpenedBeforeFork, Schema
+from coupon_clock.infrastructure.postgres.errors import AnswerLost, DatabaseUnavailable, MissingRight
 from coupon_clock.infrastructure.settings import Settings, UnusableSettings
 from coupon_clock.maintenance.operations import Maintenance
 from coupon_clock.maintenance.verify.promise import LatenessDistribution, PromiseReport, Violation
@@ -99,13 +106,16 @@ __all__ = [
     "Executed",
     "Filters",
     "FixedAmount",
+    "ForeignTable",
     "IncreaseStock",
     "InvalidCommand",
     "LatenessDistribution",
     "Maintenance",
     "MemoryBroker",
+    "MissingRight",
     "MonthsPage",
     "NotInParts",
+    "OpenedBeforeFork",
     "Outcome",
     "OutcomeUnknown",
     "Page",
@@ -121,7 +131,9 @@ __all__ = [
     "ReceiveRule",
     "RolesTornApart",
     "Runtime",
+    "SchemaInUse",
     "SchemaMissing",
+    "SchemaTooNew",
     "Settings",
     "ShadowOfOtherFold",
     "ShopMonth",
@@ -175,8 +187,21 @@ class Application:
 
     @staticmethod
     def migrate(settings: Settings) -> list[int]:
-        """Makes or updates the tables; returns the numbers of the migrations that ran."""
+        """Makes or updates the tables, all or nothing; returns the numbers of the migrations that ran.
+
+        Raises ForeignTable, SchemaTooNew, SchemaInUse, UnsafeLog, MissingRight, DatabaseUnavailable.
+        """
         return Runtime.migrate(settings, PROJECTIONS)
+
+    @staticmethod
+    def planned_migration(settings: Settings) -> str:
+        """Returns the SQL that `migrate` would execute, empty where there is nothing to do. Raises as it does."""
+        return Runtime.planned_migration(settings, PROJECTIONS)
+
+    @staticmethod
+    def roles_sql(settings: Settings) -> str:
+        """Returns SQL that makes an owner, an application and a reader with their rights (docs/postgresql.md)."""
+        return Schema(settings.database_schema).sql(sql_file("roles.sql")).decode()
 
     def __enter__(self) -> Self:
         return self

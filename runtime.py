@@ -36,7 +36,7 @@ from coupon_clock.infrastructure.notifier import Notifier
 from coupon_clock.infrastructure.postgres.caller_transaction import enlist
 from coupon_clock.infrastructure.postgres.connection import LONG_STATEMENT_LIMIT_S, connect
 from coupon_clock.infrastructure.postgres.database import Database, Schema
-from coupon_clock.infrastructure.postgres.errors import DatabaseUnavailable
+from coupon_clock.infrastructure.postgres.errors import DatabaseUnavailable, translate_errors
 from coupon_clock.infrastructure.postgres.server_clock import ServerClock
 from coupon_clock.infrastructure.progress import Progress, no_progress
 from coupon_clock.infrastructure.scheduling.alarms import Alarms
@@ -155,14 +155,21 @@ class Runtime(Generic[State, Command, Event]):
     @staticmethod
     def migrate(settings: Settings, projections: Sequence[Projection[Any]] = ()) -> list[int]:
         """Makes or updates log, alarms and what goes with them, and makes the tables of projections where they are
-        missing. Returns the numbers of the migrations that ran."""
+        missing: all, or nothing. Returns the numbers of the migrations that ran.
+
+        Raises ForeignTable, SchemaTooNew, SchemaInUse, UnsafeLog, MissingRight, DatabaseUnavailable.
+        """
         schema = Schema(settings.database_schema)
-        with connect(settings, LONG_STATEMENT_LIMIT_S) as connection:
-            numbers = migrations.migrate(connection, schema)
-            with connection.transaction():
-                for projection in projections:
-                    tables.create(connection, schema, projection)
-        return numbers
+        with connect(settings, LONG_STATEMENT_LIMIT_S) as connection, translate_errors():
+            return migrations.migrate(connection, schema, missing_tables(schema, projections))
+
+    @staticmethod
+    def planned_migration(settings: Settings, projections: Sequence[Projection[Any]] = ()) -> str:
+        """Returns the SQL that `migrate` would execute, empty where there is nothing to do. Raises as it does."""
+        schema = Schema(settings.database_schema)
+        with connect(settings) as connection, translate_errors():
+            planned = migrations.plan(connection, schema, missing_tables(schema, projections))
+        return ";\n\n".join(statement.decode().strip().removesuffix(";") for statement in planned.statements)
 
     def __enter__(self) -> Self:
         return self
@@ -394,6 +401,12 @@ def readable(body: bytes) -> ExpiryDue | UnreadableMessage:
         return from_wire(body)
     except UnreadableMessage as unreadable:
         return unreadable
+
+
+def missing_tables(schema: Schema, projections: Sequence[Projection[Any]]) -> migrations.Also:
+    return lambda connection: [
+        statement for projection in projections for statement in tables.missing(connection, schema, projection)
+    ]
 
 
 def broker_for(settings: Settings) -> Broker:

@@ -12,8 +12,8 @@ from coupon_clock.infrastructure.telemetry import log_to_stderr
 cli = typer.Typer(
     help="Coupon templates that end exactly on time.", no_args_is_help=True, pretty_exceptions_enable=False
 )
-for command in (service.migrate, service.run):
-    cli.command()(command)
+cli.command()(service.migrate)
+cli.command()(service.run)
 cli.command("import")(imports.import_file)
 for command in (rebuild.rebuild, verify.verify, doctor.doctor, rebuild.rearm):
     cli.command()(command)

@@ -1,6 +1,7 @@
 """`migrate` and `run`."""
 
 import signal
+import sys
 from threading import Event
 from typing import Annotated
 
@@ -13,9 +14,19 @@ from coupon_clock.infrastructure.settings import Settings
 from coupon_clock.runtime import ROLES, Role
 
 
-def migrate() -> None:
+def migrate(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the SQL, change nothing.")] = False,
+    print_roles: Annotated[
+        bool, typer.Option("--print-roles", help="Print SQL that makes an owner, an application and a reader.")
+    ] = False,
+) -> None:
     """Make the tables, or bring them up to date."""
-    numbers = Application.migrate(Settings.load())
+    settings = Settings.load()
+    if print_roles or dry_run:
+        sql = Application.roles_sql(settings) if print_roles else Application.planned_migration(settings)
+        sys.stdout.write(f"{sql}\n" if sql else "")
+        return
+    numbers = Application.migrate(settings)
     out.print(f"applied migrations {', '.join(map(str, numbers))}" if numbers else "the schema is up to date")
 
 

@@ -43,7 +43,7 @@ def in_database(server_url: str, name: str) -> str:
 
 def _template(server_url: str) -> str:
     tables = [(repr(projection.table(projection.name)), projection.fold_version) for projection in PROJECTIONS]
-    shape = "".join(script(number) for number in range(1, len(MIGRATIONS) + 1)) + str(tables)
+    shape = "".join(map(script, MIGRATIONS)) + str(tables)
     name = f"coupon_clock_template_{sha256(shape.encode()).hexdigest()[:16]}"
     with psycopg.connect(server_url, autocommit=True) as connection:
         connection.execute("SELECT pg_advisory_lock(%s)", (TEMPLATE_LOCK,))

@@ -1,27 +1,60 @@
 """Makes the tables and functions, by numbered migrations, and opens databases that have them."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from time import monotonic, sleep
+from typing import NamedTuple
 
 from psycopg import Connection
+from psycopg.errors import DuplicateFunction, DuplicateObject, DuplicateTable, LockNotAvailable
 from psycopg.rows import TupleRow
 
 from coupon_clock.domain.errors import CouponClockError
 from coupon_clock.infrastructure.event_store.safety import refuse_unsafe, refuse_unsafe_log, refuse_unsafe_server
 from coupon_clock.infrastructure.postgres.connection import execute_script
 from coupon_clock.infrastructure.postgres.database import Database, Schema, fetch_one
+from coupon_clock.infrastructure.postgres.errors import first_line, translate_errors
 from coupon_clock.infrastructure.settings import Settings
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (("schema.sql", "functions.sql"),)
+
+class Migration(NamedTuple):
+    """`oldest_code`: the lowest number of migrations that code may know and still use a schema with this one."""
+
+    scripts: tuple[str, ...]
+    oldest_code: int
+
+
+MIGRATIONS: tuple[Migration, ...] = (Migration(("schema.sql", "functions.sql"), oldest_code=1),)
 """Number n is MIGRATIONS[n - 1]. One that has been released is never changed."""
 
 MIGRATION_LOCK = 1129271117
+PATIENCE_S = 60.0
+PAUSE_S = 0.2
+
+# Whoever waits for a lock makes all others wait behind it: not for long, then they go first and it is tried again.
+SHORT_WAITS = "SELECT set_config('statement_timeout', '0', true), set_config('lock_timeout', '500ms', true)"
 
 LEDGER = """
-CREATE TABLE IF NOT EXISTS {schema}.schema_migration (number integer PRIMARY KEY, applied_at timestamptz NOT NULL)
+CREATE TABLE {schema}.schema_migration (
+    number      integer PRIMARY KEY,
+    applied_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
+    oldest_code integer     NOT NULL
+)"""
+# Asked of the catalogs: to_regclass may remember what it did not find before this session waited for the lock.
+EXISTING = """
+SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = %(schema)s),
+       EXISTS (SELECT FROM pg_tables WHERE schemaname = %(schema)s AND tablename = 'schema_migration')
 """
-APPLIED = "SELECT coalesce(max(number), 0) FROM {schema}.schema_migration"
-NOTE = "INSERT INTO {schema}.schema_migration VALUES (%s, clock_timestamp())"
+IS_OURS = """
+SELECT count(*) = 3
+  FROM pg_attribute
+ WHERE attrelid = '{schema}.schema_migration'::regclass AND attname IN ('number', 'applied_at', 'oldest_code')
+"""
+APPLIED = """
+SELECT coalesce(max(number), 0), coalesce((array_agg(oldest_code ORDER BY number DESC))[1], 0)
+  FROM {schema}.schema_migration
+"""
 
 
 @dataclass(eq=False)
@@ -37,31 +70,105 @@ class SchemaTooNew(SchemaMissing):
     """The schema {schema} is at migration {found}, this code knows {needed}: install a newer coupon-clock."""
 
 
-def migrate(connection: Connection[TupleRow], schema: Schema) -> list[int]:
-    """Brings the schema up to date and returns the numbers applied. Safe when several processes start at once.
+@dataclass(eq=False)
+class ForeignTable(CouponClockError):
+    """The schema {schema} has something else of that name, and nothing was changed ({what}): rename it, or set \
+COUPON_CLOCK_DATABASE_SCHEMA to a schema without it."""
 
-    Raises SchemaTooNew, UnsafeLog.
+    schema: str
+    what: str
+
+
+@dataclass(eq=False)
+class SchemaInUse(CouponClockError):
+    """The schema {schema} was in use for too long, and nothing was changed ({reason}): try again later."""
+
+    schema: str
+    reason: str
+
+
+class Planned(NamedTuple):
+    """The numbers of migrations to be applied, and all statements."""
+
+    numbers: list[int]
+    statements: list[bytes]
+
+
+Also = Callable[[Connection[TupleRow]], list[bytes]]
+"""Further statements that are needed, after the migrations."""
+
+
+def nothing_else(_: Connection[TupleRow]) -> list[bytes]:
+    return []
+
+
+def migrate(
+    connection: Connection[TupleRow],
+    schema: Schema,
+    also: Also = nothing_else,
+    *,
+    migrations: Sequence[Migration] = MIGRATIONS,
+    patience_s: float = PATIENCE_S,
+) -> list[int]:
+    """Brings the schema up to date, all or nothing, and returns the numbers applied.
+
+    Safe when several processes start at once; needs no rights where nothing is to be done.
+    Raises SchemaTooNew, ForeignTable, SchemaInUse, UnsafeLog, MissingRight.
     """
+    give_up_at = monotonic() + patience_s
+    while plan(connection, schema, also, migrations).statements:
+        try:
+            with translate_errors(LockNotAvailable), connection.transaction():
+                connection.execute(SHORT_WAITS)
+                connection.execute("SELECT pg_advisory_xact_lock(%s)", (MIGRATION_LOCK,))
+                planned = plan(connection, schema, nothing_else, migrations)
+                for statement in planned.statements:
+                    execute_script(connection, statement)
+                for statement in also(connection):
+                    execute_script(connection, statement)
+                return planned.numbers
+        except (DuplicateTable, DuplicateObject, DuplicateFunction) as error:
+            raise ForeignTable(schema.name, first_line(error)) from error
+        except LockNotAvailable as error:
+            if monotonic() > give_up_at:
+                raise SchemaInUse(schema.name, first_line(error)) from error
+            sleep(PAUSE_S)
+    return []
+
+
+def plan(
+    connection: Connection[TupleRow],
+    schema: Schema,
+    also: Also = nothing_else,
+    migrations: Sequence[Migration] = MIGRATIONS,
+) -> Planned:
+    """Returns what `migrate` would execute. Raises as it does."""
     refuse_unsafe_server(connection)
-    with connection.transaction():
-        connection.execute("SELECT set_config('statement_timeout', '0', true), set_config('lock_timeout', '0', true)")
-        connection.execute("SELECT pg_advisory_xact_lock(%s)", (MIGRATION_LOCK,))
-        if fetch_one(connection, "SELECT to_regnamespace(quote_ident(%s)) IS NULL", schema.name)[0]:
-            connection.execute(schema.sql("CREATE SCHEMA {schema}"))
-        connection.execute(schema.sql(LEDGER))
-        found = applied(connection, schema)
-        if found > len(MIGRATIONS):
-            raise SchemaTooNew(schema.name, found, len(MIGRATIONS))
-        for number in range(found + 1, len(MIGRATIONS) + 1):
-            execute_script(connection, schema.sql(script(number)))
-            connection.execute(schema.sql(NOTE), (number,))
-    return list(range(found + 1, len(MIGRATIONS) + 1))
+    found, oldest_code = applied(connection, schema)
+    if oldest_code > len(migrations):
+        raise SchemaTooNew(schema.name, found, len(migrations))
+    statements = []
+    if found == 0:
+        if not existing(connection, schema)[0]:
+            statements.append(schema.sql("CREATE SCHEMA {schema}"))
+        statements.append(schema.sql(LEDGER))
+    numbers = list(range(found + 1, len(migrations) + 1))
+    for number in numbers:
+        migration = migrations[number - 1]
+        note = (
+            f"INSERT INTO {{schema}}.schema_migration (number, oldest_code) VALUES ({number}, {migration.oldest_code})"
+        )
+        statements += [schema.sql(script(migration)), schema.sql(note)]
+    return Planned(numbers, statements + also(connection))
 
 
-def script(number: int) -> str:
+def script(migration: Migration) -> str:
     """The SQL of one migration, with `{schema}` not filled in yet."""
-    folder = files("coupon_clock.infrastructure.event_store")
-    return "\n".join(folder.joinpath(name).read_text("utf-8") for name in MIGRATIONS[number - 1])
+    return "\n".join(map(sql_file, migration.scripts))
+
+
+def sql_file(name: str) -> str:
+    return files("coupon_clock.infrastructure.event_store").joinpath(name).read_text("utf-8")
 
 
 def open_database(settings: Settings) -> Database:
@@ -69,15 +176,34 @@ def open_database(settings: Settings) -> Database:
     return Database.open(settings, refuse_unsafe)
 
 
-def check(connection: Connection[TupleRow], schema: Schema) -> None:
-    """Raises SchemaMissing, SchemaTooNew, or UnsafeLog with what to do."""
+def check(connection: Connection[TupleRow], schema: Schema, known: int = len(MIGRATIONS)) -> None:
+    """Raises SchemaMissing, SchemaTooNew, ForeignTable, or UnsafeLog with what to do.
+
+    A later schema will do where it says so: it is migrated first, then the processes are replaced one by one.
+    """
     refuse_unsafe_server(connection)
-    (exists,) = fetch_one(connection, schema.sql("SELECT to_regclass('{schema}.schema_migration') IS NOT NULL"))
-    found = applied(connection, schema) if exists else 0
-    if found != len(MIGRATIONS):
-        raise (SchemaMissing if found < len(MIGRATIONS) else SchemaTooNew)(schema.name, found, len(MIGRATIONS))
+    found, oldest_code = applied(connection, schema)
+    if found < known:
+        raise SchemaMissing(schema.name, found, known)
+    if oldest_code > known:
+        raise SchemaTooNew(schema.name, found, known)
     refuse_unsafe_log(connection, schema)
 
 
-def applied(connection: Connection[TupleRow], schema: Schema) -> int:
-    return int(fetch_one(connection, schema.sql(APPLIED))[0])
+def applied(connection: Connection[TupleRow], schema: Schema) -> tuple[int, int]:
+    """Returns the last migration and the oldest code that may use it, zeros where there is none.
+
+    Raises ForeignTable.
+    """
+    if not existing(connection, schema)[1]:
+        return 0, 0
+    if not fetch_one(connection, schema.sql(IS_OURS))[0]:
+        raise ForeignTable(schema.name, "its schema_migration has other columns")
+    number, oldest_code = fetch_one(connection, schema.sql(APPLIED))
+    return number, oldest_code
+
+
+def existing(connection: Connection[TupleRow], schema: Schema) -> tuple[bool, bool]:
+    """Returns whether there is the schema, and whether there is a schema_migration in it."""
+    ((schema_exists, ledger_exists),) = connection.execute(EXISTING, {"schema": schema.name})
+    return schema_exists, ledger_exists

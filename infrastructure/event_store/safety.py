@@ -48,6 +48,12 @@ def refuse_unsafe_server(connection: Connection[TupleRow]) -> None:
     version = connection.info.server_version
     if version < OLDEST_POSTGRESQL:
         raise UnsafeLog(f"PostgreSQL is {version // 10_000}, and 15 is the oldest that works: upgrade it")
+    encoding = connection.info.parameter_status("server_encoding")
+    if encoding != "UTF8":
+        raise UnsafeLog(
+            f"the database {connection.info.dbname} stores text as {encoding}, and only UTF8 holds all names: make "
+            "another with CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0"
+        )
     if fetch_one(connection, "SELECT pg_is_in_recovery()")[0]:
         raise UnsafeLog("the server is a standby: connect to the primary")
 

@@ -53,6 +53,11 @@ CREATE TABLE {schema}.lease (
     taken_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 
+-- The tables that were made for projections: no other table of such a name is ever altered, replaced or dropped.
+CREATE TABLE {schema}.projection_table (
+    relation regclass PRIMARY KEY
+);
+
 -- Whole streams, in order of their ids, which a rebuild folds into its shadow in one transaction; `events` once done.
 CREATE TABLE {schema}.rebuild_chunk (
     number     bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,

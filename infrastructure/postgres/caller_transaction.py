@@ -10,14 +10,13 @@ from datetime import timedelta
 from typing import Any, NamedTuple, cast
 
 from psycopg import Connection
-from psycopg.errors import InsufficientPrivilege
 from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow, tuple_row
 
 from coupon_clock.domain.errors import CouponClockError, OutcomeUnknown
 from coupon_clock.infrastructure.postgres.binary_cursor import BinaryCursor
 from coupon_clock.infrastructure.postgres.database import Schema
-from coupon_clock.infrastructure.postgres.errors import DatabaseUnavailable, first_line, translate_errors
+from coupon_clock.infrastructure.postgres.errors import DatabaseUnavailable, MissingRight, translate_errors
 
 # Where the caller has not said anything yet: without it, the savepoint would be a transaction, and commit.
 BEGIN = "SELECT"
@@ -76,8 +75,8 @@ def enlist(connection: Connection[Any], schema: Schema, table: str) -> Iterator[
             lent.execute(BEGIN)
             with lent.transaction():
                 yield Enlisted(lent, schema, refuse_unfit(lent, schema.name, table))
-    except InsufficientPrivilege as error:
-        raise UnusableTransaction(f"its role may not write the log ({first_line(error)}): GRANT it that") from error
+    except MissingRight as error:
+        raise UnusableTransaction(f"its role may not write the log ({error.reason}): GRANT it that") from error
     except OutcomeUnknown as lost:
         raise DatabaseUnavailable("the connection broke, and the transaction with it") from lost
 

@@ -87,7 +87,7 @@ class Database:
     @classmethod
     def open(cls, settings: Settings, check: Check) -> Self:
         """Raises DatabaseUnavailable where the first connection cannot be made, and what `check` raises."""
-        with connect(settings) as connection:
+        with translate_errors(), connect(settings) as connection:
             check(connection, Schema(settings.database_schema))
         return cls(settings, check)
 

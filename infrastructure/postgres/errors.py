@@ -8,6 +8,7 @@ from typing import Any
 import psycopg
 from psycopg import Connection
 from psycopg.errors import (
+    InsufficientPrivilege,
     InvalidTransactionInitiation,
     LockNotAvailable,
     QueryCanceled,
@@ -53,11 +54,23 @@ def unsuitable(error: psycopg.Error) -> UnsuitableTransactions:
     return UnsuitableTransactions(f"{first_line(error)}: {what_to_do}")
 
 
+class MissingRight(DatabaseUnavailable):
+    """The role may not do this, and nothing was changed ({reason}): GRANT it what it needs; \
+`coupon-clock migrate --print-roles` prints that for an owner, an application and a reader."""
+
+
 @contextmanager
-def translate_errors() -> Iterator[None]:
-    """Turns what psycopg says when PostgreSQL is away into DatabaseUnavailable: for reads, which may be repeated."""
+def translate_errors(*passed_on: type[psycopg.Error]) -> Iterator[None]:
+    """Turns what psycopg says when PostgreSQL is away into DatabaseUnavailable: for reads, which may be repeated.
+
+    `passed_on`: what the caller deals with itself. Raises UnsuitableTransactions and MissingRight too.
+    """
     try:
         yield
+    except passed_on:
+        raise
+    except InsufficientPrivilege as error:
+        raise MissingRight(first_line(error)) from error
     except NOT_BY_DEFAULT as error:
         raise unsuitable(error) from error
     except (*MAY_BE_ABSENCE, PoolClosed) as error:

@@ -12,6 +12,7 @@ from msgspec import Struct
 from msgspec.structs import FieldInfo, astuple, fields
 from psycopg import Connection
 from psycopg.rows import TupleRow, dict_row
+from psycopg.sql import SQL, Identifier, Literal
 from psycopg.types.json import set_json_dumps
 from sqlalchemy import BigInteger, Column, Date, DateTime, MetaData, Select, Table, Text, Uuid
 from sqlalchemy.dialects.postgresql import JSONB, psycopg
@@ -19,13 +20,20 @@ from sqlalchemy.schema import AddConstraint, CreateColumn, CreateIndex, CreateTa
 from sqlalchemy.sql.elements import quoted_name
 from sqlalchemy.sql.expression import ClauseElement
 
-from coupon_clock.infrastructure.postgres.database import Schema
+from coupon_clock.infrastructure.event_store.migrations import ForeignTable
+from coupon_clock.infrastructure.postgres.database import Schema, fetch_one
 from coupon_clock.projections.engine.projection import Key, Projection, Row
 
 DIALECT = psycopg.dialect()  # type: ignore[no-untyped-call]
 
-BEGIN = "INSERT INTO {schema}.checkpoint (name, position, fold_version) VALUES (%s, 0, %s) ON CONFLICT DO NOTHING"
+BEGIN = (
+    "INSERT INTO {schema}.checkpoint (name, position, fold_version) VALUES ({name}, 0, {fold}) ON CONFLICT DO NOTHING"
+)
 
+EXISTS = "SELECT to_regclass('{schema}.{name}') IS NOT NULL, to_regclass('{schema}.projection_table') IS NOT NULL"
+IS_OURS = "SELECT EXISTS (SELECT FROM {schema}.projection_table WHERE relation = '{schema}.{name}'::regclass)"
+NOTE = "INSERT INTO {schema}.projection_table VALUES ('{schema}.{name}'::regclass)"
+FORGET = "DELETE FROM {schema}.projection_table WHERE relation = '{schema}.{name}'::regclass"
 
 COLUMN_TYPES: dict[object, Any] = {
     UUID: Uuid,
@@ -56,19 +64,44 @@ def in_schema(table: Table) -> Table:
     return table.to_metadata(MetaData(), schema=quoted_name("{schema}", quote=False))
 
 
-def create(connection: Connection[TupleRow], schema: Schema, projection: Projection[Any]) -> None:
-    """The live table, its indexes and its checkpoint, where they are missing."""
+def missing(connection: Connection[TupleRow], schema: Schema, projection: Projection[Any]) -> list[bytes]:
+    """Returns what makes the live table, its indexes and its checkpoint, where there is none. Raises ForeignTable."""
+    if exists(connection, schema, projection.name):
+        return []
     table = in_schema(projection.table(projection.name))
-    connection.execute(schema.sql(sql(CreateTable(table, if_not_exists=True))))
-    for index in table.indexes:
-        connection.execute(schema.sql(sql(CreateIndex(index, if_not_exists=True))))
-    connection.execute(schema.sql(BEGIN), (projection.name, projection.fold_version))
+    names = {
+        "schema": Identifier(schema.name),
+        "name": Literal(projection.name),
+        "fold": Literal(projection.fold_version),
+    }
+    return [
+        schema.sql(sql(CreateTable(table))),
+        *(schema.sql(sql(CreateIndex(index))) for index in table.indexes),
+        schema.sql(NOTE, name=projection.name),
+        SQL(BEGIN).format(**names).as_bytes(None),
+    ]
+
+
+def exists(connection: Connection[TupleRow], schema: Schema, name: str) -> bool:
+    """Whether there is such a table of ours. Raises ForeignTable where something else has its name."""
+    there, is_migrated = fetch_one(connection, schema.sql(EXISTS, name=name))
+    if there and not (is_migrated and fetch_one(connection, schema.sql(IS_OURS, name=name))[0]):
+        raise ForeignTable(schema.name, f"{name} was not made by coupon-clock")
+    return bool(there)
 
 
 def create_bare(connection: Connection[TupleRow], schema: Schema, table: Table) -> None:
     """Without key and indexes, which cost less once the rows are in."""
     columns = ", ".join(sql(CreateColumn(column)) for column in table.columns)
     connection.execute(schema.sql(f"CREATE TABLE {{schema}}.{{name}} ({columns})", name=table.name))
+    connection.execute(schema.sql(NOTE, name=table.name))
+
+
+def drop(connection: Connection[TupleRow], schema: Schema, name: str) -> None:
+    """If there is one of ours. Raises ForeignTable."""
+    if exists(connection, schema, name):
+        connection.execute(schema.sql(FORGET, name=name))
+        connection.execute(schema.sql("DROP TABLE {schema}.{name}", name=name))
 
 
 def complete(connection: Connection[TupleRow], schema: Schema, table: Table) -> None:

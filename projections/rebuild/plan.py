@@ -6,7 +6,7 @@ from uuid import UUID
 
 from coupon_clock.domain.errors import CouponClockError
 from coupon_clock.infrastructure.postgres.database import fetch_one
-from coupon_clock.projections.engine.tables import complete, create_bare
+from coupon_clock.projections.engine.tables import complete, create_bare, drop
 from coupon_clock.projections.rebuild.run import Run
 
 NextStep = Literal["replay", "catch up"]
@@ -80,7 +80,7 @@ def plan(run: Run) -> Plan:
     schema, table = run.store.database.schema, projection.table(run.shadow)
     with run.connection.transaction():
         run.execute(LOCK_SHADOW, run.shadow)
-        run.execute("DROP TABLE IF EXISTS {schema}.{shadow}", shadow=run.shadow)
+        drop(run.connection, schema, run.shadow)
         run.execute("DELETE FROM {schema}.rebuild_chunk WHERE shadow = %s", run.shadow)
         create_bare(run.connection, schema, table)
         if projection.one_row_a_stream:

@@ -9,6 +9,7 @@ from psycopg.errors import DependentObjectsStillExist, LockNotAvailable
 from coupon_clock.domain.errors import CouponClockError
 from coupon_clock.infrastructure.postgres.database import fetch_one
 from coupon_clock.infrastructure.postgres.errors import first_line
+from coupon_clock.projections.engine.tables import drop, exists
 from coupon_clock.projections.rebuild.run import Run, own
 
 RETRY_PAUSE_S = 0.2
@@ -80,9 +81,9 @@ def swap(run: Run, build: int) -> int | None:
     then. The old table is
     `NAME_outgoing` afterwards.
     """
-    name, shadow = run.projection.name, run.shadow
+    schema, name, shadow = run.store.database.schema, run.projection.name, run.shadow
     with run.connection.transaction():
-        replaces = exists(run, name)
+        replaces = exists(run.connection, schema, name)
         if replaces:
             run.execute(KEEP_MAINTENANCE_OUT, table=name)
         live = run.execute(POSITION, name).fetchone()
@@ -115,14 +116,14 @@ class OldTableInUse(CouponClockError):
 def clear_away(run: Run, keep: bool) -> None:
     """Drops or keeps the old table: after the swap, because removing the files of a big one takes a while. Raises
     OldTableInUse."""
-    name = run.projection.name
+    schema, name = run.store.database.schema, run.projection.name
     outgoing, kept = f"{name}_outgoing", f"{name}_old"
     try:
-        if keep and exists(run, outgoing):
-            with run.connection.transaction():
-                run.execute("DROP TABLE IF EXISTS {schema}.{table}", table=kept)
+        with run.connection.transaction():
+            if keep and exists(run.connection, schema, outgoing):
+                drop(run.connection, schema, kept)
                 rename(run, outgoing, kept)
-        run.execute("DROP TABLE IF EXISTS {schema}.{table}", table=outgoing)
+            drop(run.connection, schema, outgoing)
     except DependentObjectsStillExist as error:
         raise OldTableInUse(name, outgoing, error.diag.message_detail or str(error)) from error
 
@@ -135,8 +136,3 @@ def rename(run: Run, old: str, new: str) -> None:
         if index.startswith(f"{old}_"):
             renamed = f"{new}_{index.removeprefix(f'{old}_')}"
             run.execute("ALTER INDEX {schema}.{index} RENAME TO {renamed}", index=index, renamed=renamed)
-
-
-def exists(run: Run, table: str) -> bool:
-    statement = run.store.database.sql("SELECT to_regclass('{schema}.{table}') IS NOT NULL", table=table)
-    return bool(fetch_one(run.connection, statement)[0])

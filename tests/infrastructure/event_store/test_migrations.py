@@ -1,6 +1,7 @@
 """Migrations, what the log refuses, and what is refused before anything is written."""
 
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from uuid import uuid4
 
@@ -9,15 +10,24 @@ import pytest
 from psycopg import Connection
 from psycopg.errors import GeneratedAlways, RaiseException
 
+from coupon_clock.app import Application, RebuildOptions
 from coupon_clock.infrastructure.event_store import migrations
 from coupon_clock.infrastructure.event_store.cluster_identity import failover_detected, remember_cluster
-from coupon_clock.infrastructure.event_store.migrations import SchemaMissing, SchemaTooNew
+from coupon_clock.infrastructure.event_store.migrations import (
+    ForeignTable,
+    Migration,
+    SchemaInUse,
+    SchemaMissing,
+    SchemaTooNew,
+)
 from coupon_clock.infrastructure.event_store.safety import UnsafeLog
 from coupon_clock.infrastructure.postgres.connection import connect, execute_script
 from coupon_clock.infrastructure.postgres.database import Schema, fetch_one
 from coupon_clock.infrastructure.settings import Settings
-from coupon_clock.local_servers.postgres import LocalPostgres
+from coupon_clock.local_servers.postgres import LocalPostgres, binaries, plain_environment
+from coupon_clock.maintenance.doctor import examine
 from coupon_clock.testing import in_database
+from examples import ending_in
 
 SCHEMA = Schema("coupon_clock")
 SEQUENCE = "coupon_clock.event_notification_id_seq"
@@ -96,11 +106,17 @@ def test_code_newer_than_the_schema_says_so_and_stops(no_tables):
 
 
 def test_code_older_than_the_schema_says_so_and_stops(connection):
-    connection.execute("INSERT INTO coupon_clock.schema_migration VALUES (99, clock_timestamp())")
+    connection.execute("INSERT INTO coupon_clock.schema_migration VALUES (99, clock_timestamp(), 98)")
     with pytest.raises(SchemaTooNew, match="newer coupon-clock"):
         migrations.check(connection, SCHEMA)
     with pytest.raises(SchemaTooNew):
         migrations.migrate(connection, SCHEMA)
+
+
+def test_code_older_than_a_schema_that_lets_it_goes_on(connection):
+    connection.execute("INSERT INTO coupon_clock.schema_migration VALUES (99, clock_timestamp(), 1)")
+    migrations.check(connection, SCHEMA)
+    assert migrations.migrate(connection, SCHEMA) == []
 
 
 def test_a_role_that_only_owns_its_database_can_do_all(no_tables):
@@ -235,3 +251,133 @@ def test_a_copy_of_the_database_has_moved(postgres, connection, database_url):
         assert failover_detected(copied, SCHEMA)
     with psycopg.connect(postgres.url, autocommit=True) as server:
         server.execute(f"DROP DATABASE {copy}")
+
+
+# ── whose tables ─────────────────────────────────────────────────────────────────────────────────
+
+NAMES = ("event", "alarm", "checkpoint", "lease", "schema_migration", "coupon_template", "shop_month")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", ["TABLE {} (id integer)", "VIEW {} AS SELECT 1 AS id"])
+def test_somebody_elses_relation_of_one_of_our_names_is_refused_before_anything_is_changed(no_tables, name, kind):
+    settings = Settings.load(database_url=no_tables.database_url.get_secret_value(), database_schema="public")
+    with connect(settings) as connection:
+        connection.execute(f"CREATE {kind.format(f'public.{name}')}")
+        with pytest.raises(ForeignTable, match=r"nothing was changed .*COUPON_CLOCK_DATABASE_SCHEMA"):
+            Application.migrate(settings)
+        assert relations(connection) == [name]
+
+
+def test_a_schema_beside_somebody_elses_tables_of_other_names_may_be_ours_too(no_tables):
+    settings = Settings.load(database_url=no_tables.database_url.get_secret_value(), database_schema="public")
+    with connect(settings) as connection:
+        connection.execute("CREATE TABLE public.product (id integer)")
+        Application.migrate(settings)
+        with Application.open(settings) as app:
+            app.execute(ending_in(3600))
+            app.maintenance.rebuild()
+        assert {"product", "coupon_template"} <= set(relations(connection))
+
+
+@pytest.mark.parametrize("suffix", ["_shadow", "_outgoing", "_old"])
+def test_a_rebuild_drops_no_table_that_is_not_its_own(live, connection, suffix):
+    connection.execute(f"CREATE TABLE coupon_clock.coupon_template{suffix} AS SELECT 42 AS answer")
+    live.execute(ending_in(3600))
+    with pytest.raises(ForeignTable, match=f"coupon_template{suffix} was not made by coupon-clock"):
+        live.maintenance.rebuild(options=RebuildOptions(keep_old=True))
+    assert fetch_one(connection, f"SELECT answer FROM coupon_clock.coupon_template{suffix}") == (42,)
+
+
+def test_a_rebuild_replaces_no_table_that_somebody_put_in_the_place_of_ours(live, connection):
+    execute_script(
+        connection,
+        "DROP TABLE coupon_clock.coupon_template; CREATE TABLE coupon_clock.coupon_template AS SELECT 42 AS answer",
+    )
+    live.execute(ending_in(3600))
+    with pytest.raises(ForeignTable, match="coupon_template was not made by coupon-clock"):
+        live.maintenance.rebuild()
+    assert fetch_one(connection, "SELECT answer FROM coupon_clock.coupon_template") == (42,)
+
+
+def test_what_is_ours_is_still_ours_after_a_dump_and_a_restore(postgres, live, database_url, no_tables):
+    live.execute(ending_in(3600))
+    dumped = subprocess.run(
+        [str(binaries() / "pg_dump"), database_url], check=True, capture_output=True, env=plain_environment()
+    )
+    restored = no_tables.database_url.get_secret_value()
+    subprocess.run([str(binaries() / "psql"), "-qv", "ON_ERROR_STOP=1", restored], input=dumped.stdout, check=True)
+    with Application.open(no_tables) as app:
+        app.maintenance.rebuild()
+        assert Application.migrate(no_tables) == []
+
+
+def relations(connection: Connection) -> list[str]:
+    return [
+        name
+        for (name,) in connection.execute(
+            "SELECT relname::text FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'v')"
+        )
+    ]
+
+
+# ── migrating a schema that is in use ────────────────────────────────────────────────────────────
+
+WIDER = Migration(("wider.sql",), oldest_code=1)
+
+
+@pytest.fixture
+def second(monkeypatch) -> Sequence[Migration]:
+    """A second migration, whose script is here."""
+    monkeypatch.setattr(migrations, "script", lambda migration: "ALTER TABLE {schema}.event ADD COLUMN extra text")
+    return [*migrations.MIGRATIONS, WIDER]
+
+
+def test_a_migration_waits_briefly_for_readers_again_and_again_and_lets_others_pass(live, connection, settings, second):
+    with psycopg.connect(settings.database_url.get_secret_value()) as reader, ThreadPoolExecutor(1) as thread:
+        reader.execute("SELECT count(*) FROM coupon_clock.event")
+        migrated = thread.submit(lambda: migrations.migrate(connection, SCHEMA, migrations=second))
+        for _ in range(20):
+            live.execute(ending_in(3600))
+        assert not migrated.done()
+        reader.rollback()
+        assert migrated.result(20) == [2]
+    with Application.open(settings) as older:
+        older.execute(ending_in(3600))
+
+
+def test_a_migration_that_never_gets_its_lock_changes_nothing_and_says_so(connection, settings, second):
+    with psycopg.connect(settings.database_url.get_secret_value()) as reader:
+        reader.execute("SELECT count(*) FROM coupon_clock.event")
+        with pytest.raises(SchemaInUse, match="nothing was changed"):
+            migrations.migrate(connection, SCHEMA, migrations=second, patience_s=0)
+    assert migrations.applied(connection, SCHEMA) == (1, 1)
+
+
+def test_a_dry_run_prints_sql_that_does_the_same_and_changes_nothing(no_tables):
+    sql = Application.planned_migration(no_tables)
+    with connect(no_tables) as connection:
+        assert migrations.applied(connection, SCHEMA) == (0, 0)
+        execute_script(connection, sql.encode())
+    assert Application.planned_migration(no_tables) == ""
+    assert Application.migrate(no_tables) == []
+    with Application.open(no_tables) as app:
+        app.execute(ending_in(3600))
+
+
+# ── encodings ────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1", "EUC_CN"])
+def test_a_database_that_cannot_hold_all_text_is_refused_everywhere(postgres, encoding):
+    name = f"encoded_{uuid4().hex}"
+    settings = Settings.load(database_url=in_database(postgres.url, name))
+    with psycopg.connect(postgres.url, autocommit=True) as server:
+        server.execute(f"CREATE DATABASE {name} ENCODING '{encoding}' TEMPLATE template0 LOCALE 'C'")
+        try:
+            for call in (Application.migrate, Application.open):
+                with pytest.raises(UnsafeLog, match=f"{encoding}.*ENCODING 'UTF8'"):
+                    call(settings)
+            assert any(encoding in diagnosis.says and not diagnosis.ok for diagnosis in examine(settings))
+        finally:
+            server.execute(f"DROP DATABASE {name} WITH (FORCE)")
