@@ -43,6 +43,26 @@ SELECT count(*)
    AND due_at BETWEEN (SELECT {schema}.now_utc()) AND (SELECT {schema}.now_utc() + %s)
    AND (leased_until IS NULL OR leased_until <= {schema}.now_utc())
 """
+OLD_SNAPSHOT = """
+SELECT holder, since
+  FROM (SELECT format('session %%s of %%s, %%s', pid, usename, coalesce(nullif(application_name, ''), 'unnamed'))
+                   AS holder,
+               xact_start AS since
+          FROM pg_stat_activity
+         WHERE backend_xmin IS NOT NULL AND coalesce(datname, current_database()) = current_database()
+         UNION ALL
+        SELECT format('prepared transaction %%s of %%s', gid, owner), prepared
+          FROM pg_prepared_xacts
+         WHERE database = current_database()
+         UNION ALL
+        SELECT format('replication slot %%s, which nobody reads', slot_name), NULL
+          FROM pg_replication_slots
+         WHERE xmin IS NOT NULL AND NOT active) AS held
+ WHERE since IS NULL OR since < clock_timestamp() - %s
+ ORDER BY since NULLS FIRST
+ LIMIT 1
+"""
+OLDEST_SNAPSHOT = timedelta(minutes=1)
 
 
 class Diagnosis(NamedTuple):
@@ -77,13 +97,21 @@ class AlarmsUnarmed(CouponClockError):
     lead: float
 
 
-def examine(settings: Settings) -> Iterator[Diagnosis]:
+@dataclass(eq=False)
+class OldSnapshot(CouponClockError):
+    """A transaction has been open since {since} ({holder}), so VACUUM cannot remove what came and went meanwhile, and looks for what is due become slow. End it; set idle_in_transaction_session_timeout for its role."""  # noqa: E501
+
+    holder: str
+    since: str
+
+
+def examine(settings: Settings, oldest_snapshot: timedelta = OLDEST_SNAPSHOT) -> Iterator[Diagnosis]:
     """Yields a diagnosis of each part; what depends on a broken one is left out."""
-    yield from _examine_postgresql(settings)
+    yield from _examine_postgresql(settings, oldest_snapshot)
     yield from _examine_rocketmq(settings)
 
 
-def _examine_postgresql(settings: Settings) -> Iterator[Diagnosis]:
+def _examine_postgresql(settings: Settings, oldest_snapshot: timedelta) -> Iterator[Diagnosis]:
     try:
         settings.database()
         connection = connect(settings)
@@ -97,6 +125,7 @@ def _examine_postgresql(settings: Settings) -> Iterator[Diagnosis]:
             yield _diagnosis("clock", lambda: _clock(connection, settings))
             yield _diagnosis("reconciler", lambda: _reconcile(connection, settings))
             yield _diagnosis("relay", lambda: _relay(connection, settings))
+            yield _diagnosis("snapshots", lambda: _snapshots(connection, oldest_snapshot))
 
 
 def _diagnosis(part: str, look: Callable[[], str]) -> Diagnosis:
@@ -139,6 +168,13 @@ def _relay(connection: psycopg.Connection[TupleRow], settings: Settings) -> str:
     if count := _unarmed(connection, settings):
         raise AlarmsUnarmed(count, settings.lead)
     return "all that ends soon is with a broker"
+
+
+def _snapshots(connection: psycopg.Connection[TupleRow], oldest: timedelta) -> str:
+    if found := connection.execute(OLD_SNAPSHOT, (oldest,)).fetchone():
+        holder, since = found
+        raise OldSnapshot(holder, "long ago" if since is None else f"{since:%Y-%m-%dT%H:%M:%SZ}")
+    return "no transaction keeps VACUUM from its work"
 
 
 def _unarmed(connection: psycopg.Connection[TupleRow], settings: Settings) -> int:

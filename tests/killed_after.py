@@ -18,9 +18,8 @@ settings = Settings.load()
 broker = type(broker_for(settings))
 
 STEPS: dict[str, list[tuple[Any, str]]] = {
-    "claiming": [(Alarms, "claim")],
+    "claiming": [(Alarms, "claim"), (Alarms, "lease")],
     "publishing": [(broker, "publish")],
-    "arming": [(Alarms, "mark_armed"), (Alarms, "lease_past_due")],
     "receiving": [(broker, "receive")],
     "appending the end": [(EventLogRecorder, "end_due")],
     "acknowledging": [(broker, "acknowledge")],

@@ -185,7 +185,6 @@ ENDING_ROLES = "relay,consumer,reconciler"
     [
         ("claiming", ENDING_ROLES),
         ("publishing", ENDING_ROLES),
-        ("arming", ENDING_ROLES),
         ("receiving", ENDING_ROLES),
         ("appending the end", ENDING_ROLES),
         ("acknowledging", ENDING_ROLES),

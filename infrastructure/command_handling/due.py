@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from time import monotonic
 from typing import Generic, Literal, NamedTuple
 from uuid import UUID, uuid4
 
@@ -12,6 +13,7 @@ from coupon_clock.infrastructure import telemetry
 from coupon_clock.infrastructure.command_handling.handler import EACH_WAIT, CommandHandler, Executed, Notify
 from coupon_clock.infrastructure.event_store.recorder import DueStream
 from coupon_clock.infrastructure.event_store.store import EventStore
+from coupon_clock.infrastructure.postgres.bottom_scans import BottomScans
 from coupon_clock.infrastructure.postgres.errors import TimedOut
 
 PAGE = 2_000
@@ -19,7 +21,9 @@ FALLBACK = 100
 """Streams that are loaded and decided in one transaction: they may be long."""
 DUE_WAIT = timedelta(milliseconds=200)
 """Longest wait of a page for a writer that does not lock alarms: all that is due waits with it."""
-BEFORE_ALL = (datetime(1, 1, 1, tzinfo=UTC), UUID(int=0))
+BOTTOM = datetime(1, 1, 1, tzinfo=UTC)
+LATE_COMMIT = timedelta(seconds=2)
+"""So long may an alarm be due before its commit shows it, and still be found by the next look."""
 
 DueCause = Literal["message", "reconciler"]
 
@@ -68,6 +72,9 @@ class DueHandler(Generic[State, Command, Event]):
         notify: Notify,
     ) -> None:
         self._recorder = store.recorder
+        self._clock = store.clock
+        self._bottom_scans = BottomScans()
+        self._mark = BOTTOM  # below it the last complete scan left nothing
         self._decider = decider
         self._commands = commands
         self._notify = notify
@@ -95,19 +102,32 @@ class DueHandler(Generic[State, Command, Event]):
 
     def _pages(self, cause: DueCause, grace: timedelta) -> Iterator[list[DueStream]]:
         """Beyond the last key, so that what cannot be ended at the head hides nothing."""
-        after = BEFORE_ALL
-        while True:
-            try:
-                page = self._recorder.end_due(after, PAGE, grace, cause, DUE_WAIT)
-                last = page[-1] if len(page) == PAGE else None
-            except TimedOut:
-                due = self._recorder.select_due(after, PAGE, grace)
-                page = self._recorder.end_each_stream([each.stream_id for each in due], cause, EACH_WAIT)
-                last = due[-1] if len(due) == PAGE else None
+        started, mark = monotonic(), self._clock.now() - grace - LATE_COMMIT
+        from_bottom = self._bottom_scans.due(started)
+        after = (BOTTOM if from_bottom else self._mark, UUID(int=0))
+        try:
+            page, last = self._page(after, cause, grace)
+            if from_bottom:
+                self._bottom_scans.took(monotonic() - started, len(page), monotonic())
             yield page
-            if last is None:
-                return
-            after = (last.due_at, last.stream_id)
+            while last is not None:
+                page, last = self._page((last.due_at, last.stream_id), cause, grace)
+                yield page
+        except BaseException:
+            self._bottom_scans.repeat()
+            raise
+        self._mark = max(self._mark, mark)
+
+    def _page(
+        self, after: tuple[datetime, UUID], cause: DueCause, grace: timedelta
+    ) -> tuple[list[DueStream], DueStream | None]:
+        """Returns what was due, and the last of it where there may be more."""
+        try:
+            page = due = self._recorder.end_due(after, PAGE, grace, cause, DUE_WAIT)
+        except TimedOut:
+            due = self._recorder.select_due(after, PAGE, grace)
+            page = self._recorder.end_each_stream([each.stream_id for each in due], cause, EACH_WAIT)
+        return page, due[-1] if len(due) == PAGE else None
 
     def _decided(self, due: Sequence[DueStream], cause: DueCause) -> dict[UUID, HandledStream]:
         """Loaded and decided. A stream that decides nothing has a wrong alarm, which is corrected."""

@@ -45,6 +45,9 @@ ALTER DEFAULT PRIVILEGES FOR ROLE coupon_clock_owner IN SCHEMA {schema}
 ALTER DEFAULT PRIVILEGES FOR ROLE coupon_clock_owner IN SCHEMA {schema}
     GRANT INSERT, UPDATE, DELETE ON TABLES TO coupon_clock_app;
 
+-- Whose old snapshots and sessions `doctor` names.
+GRANT pg_read_all_stats TO coupon_clock_reader;
+
 -- The log is append only, and what the schema is belongs to its owner.
 DO $$
 BEGIN

@@ -22,7 +22,7 @@ CREATE UNIQUE INDEX event_notification_id_idx ON {schema}.event (notification_id
 
 -- One row for each stream that is due some day. version, topic, ending: the event that the due time leads to, where it
 -- was known at that version of the stream. The space that fillfactor leaves keeps updates of these in the same page, and
--- out of the indexes.
+-- out of the indexes. Rows come and go, so that vacuuming cannot wait for a fifth of them to be dead.
 CREATE TABLE {schema}.alarm (
     stream_id    uuid PRIMARY KEY,
     due_at       timestamptz NOT NULL,
@@ -31,7 +31,10 @@ CREATE TABLE {schema}.alarm (
     ending       bytea,
     armed_at     timestamptz,
     leased_until timestamptz
-) WITH (fillfactor = 70);
+) WITH (
+    fillfactor = 70,
+    autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 10000, autovacuum_analyze_threshold = 10000
+);
 CREATE INDEX alarm_due_idx     ON {schema}.alarm (due_at, stream_id);
 CREATE INDEX alarm_unarmed_idx ON {schema}.alarm (due_at) WHERE armed_at IS NULL;
 

@@ -120,7 +120,7 @@ class EventStore(Generic[Event]):
     def __init__(self, database: Database, clock: ServerClock, stored_type: Any) -> None:
         self.database = database
         self.recorder = EventLogRecorder(database)
-        self._clock = clock
+        self.clock = clock
         self._format: EventFormat[Event] = EventFormat(stored_type)
 
     def over(self, connections: Connections) -> "EventStore[Event]":
@@ -141,7 +141,7 @@ class EventStore(Generic[Event]):
         """In one round trip. One stream that cannot be read spoils no other. Raises DatabaseUnavailable."""
         started = monotonic()
         now, events = self.recorder.select_streams(stream_ids)
-        self._clock.learn(now, started, monotonic())
+        self.clock.learn(now, started, monotonic())
         streams: dict[UUID, list[Envelope[Event]] | UnreadableEvent] = {stream_id: [] for stream_id in stream_ids}
         for event in events:
             stream = streams[event.stream_id]

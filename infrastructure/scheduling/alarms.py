@@ -1,59 +1,56 @@
 """The alarm table: one row for each stream that has to be looked at, written by the append that makes it due.
 
-`armed_at`: given to a broker that remembers. `leased_until`: some relay is busy with it, or gave it to a broker that
-forgets. Rows are taken with SKIP LOCKED, so nothing here waits for an append, nor makes one wait for long.
+`armed_at`: given to a broker that remembers. `leased_until`: given to one that forgets when its process ends. Rows are
+taken with SKIP LOCKED, so nothing here waits for an append, nor makes one wait for long.
 """
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from time import monotonic
 from typing import NamedTuple
 from uuid import UUID
 
+from coupon_clock.infrastructure.postgres import arrays
+from coupon_clock.infrastructure.postgres.bottom_scans import BottomScans
 from coupon_clock.infrastructure.postgres.database import Database
 
-# Materialized, all of these: a subquery that the plan repeats would lock more rows than its limit.
-CLAIM = """
+# Materialized, all of these: a subquery that the plan repeats would lock more rows than its limit. The times in
+# subqueries, because a volatile function would be compared row by row, with all alarms. What is due for more than two
+# seconds is the reconciler's.
+FREE = """
   WITH free AS MATERIALIZED (
        SELECT stream_id
          FROM {schema}.alarm
         WHERE armed_at IS NULL
           AND due_at <= (SELECT {schema}.now_utc() + %(ahead)s)
-          AND (leased_until IS NULL OR leased_until <= {schema}.now_utc())
+          AND due_at >= (SELECT CASE WHEN %(from_bottom)s THEN '-infinity' ELSE {schema}.now_utc() - interval '2 s' END)
+          AND (leased_until IS NULL OR leased_until <= (SELECT {schema}.now_utc()))
         ORDER BY due_at
         LIMIT %(limit)s
-          FOR UPDATE SKIP LOCKED)
+          FOR NO KEY UPDATE SKIP LOCKED)
 UPDATE {schema}.alarm
-   SET leased_until = {schema}.now_utc() + %(lease)s
+   SET WHAT
   FROM free
  WHERE alarm.stream_id = free.stream_id
 RETURNING alarm.stream_id, alarm.due_at
 """
+CLAIM = FREE.replace("WHAT", "armed_at = {schema}.now_utc()")
+# Another process may take over a second past the end, or, of what is past that already, after a while: else it would be
+# claimed again and again, as fast as the relay can, until the end is stored.
+LEASE = FREE.replace(
+    "WHAT",
+    """leased_until = CASE WHEN due_at + interval '1 s' > {schema}.now_utc()
+                           THEN due_at + interval '1 s' ELSE {schema}.now_utc() + interval '30 s' END""",
+)
 
-# What the three marks have in common: only where the due time is still the one that was sent.
-SAME = """
+# Only where the due time is still the one that was claimed.
+RELEASE = """
   WITH same AS MATERIALIZED (
        SELECT alarm.stream_id
          FROM {schema}.alarm
-         JOIN unnest(%(ids)b::uuid[], %(due_ats)b::timestamptz[]) AS sent (stream_id, due_at) USING (stream_id, due_at)
-          FOR UPDATE OF alarm SKIP LOCKED)
-"""
-MARK_ARMED = f"""{SAME}
-UPDATE {{schema}}.alarm
-   SET armed_at = {{schema}}.now_utc(), leased_until = NULL
-  FROM same
- WHERE alarm.stream_id = same.stream_id
-"""
-# What is past that already keeps the lease of its claim: with one that is over it would be claimed again and again, as
-# fast as the relay can, until the end is stored.
-LEASE_PAST_DUE = f"""{SAME}
-UPDATE {{schema}}.alarm
-   SET leased_until = due_at + interval '1 second'
-  FROM same
- WHERE alarm.stream_id = same.stream_id
-   AND due_at + interval '1 second' > {{schema}}.now_utc()
-"""
-RELEASE = f"""{SAME}
-UPDATE {{schema}}.alarm SET armed_at = NULL, leased_until = NULL FROM same WHERE alarm.stream_id = same.stream_id
+         JOIN unnest(%b, %b) AS claimed (stream_id, due_at) USING (stream_id, due_at)
+          FOR NO KEY UPDATE OF alarm SKIP LOCKED)
+UPDATE {schema}.alarm SET armed_at = NULL, leased_until = NULL FROM same WHERE alarm.stream_id = same.stream_id
 """
 
 REARM = """
@@ -62,21 +59,9 @@ REARM = """
          FROM {schema}.alarm
         WHERE armed_at < %(before)s
         LIMIT %(limit)s
-          FOR UPDATE SKIP LOCKED)
+          FOR NO KEY UPDATE SKIP LOCKED)
 UPDATE {schema}.alarm SET armed_at = NULL, leased_until = NULL FROM armed WHERE alarm.stream_id = armed.stream_id
 """
-
-# The time in a subquery, here and in CLAIM: being volatile, it would otherwise be compared row by row, with all alarms.
-OVERDUE = """
-SELECT stream_id, due_at
-  FROM {schema}.alarm
- WHERE due_at <= (SELECT {schema}.now_utc() - %(grace)s)
-   AND (due_at, stream_id) > (%(due_at)s, %(stream_id)s)
- ORDER BY due_at, stream_id
- LIMIT %(limit)s
-"""
-
-LEASE = timedelta(seconds=30)
 
 
 class Alarm(NamedTuple):
@@ -91,41 +76,37 @@ class Alarms:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._bottom_scans = BottomScans()
 
     def claim(self, ahead: timedelta, limit: int) -> list[Alarm]:
-        """Up to `limit` that are due within `ahead` and nobody armed yet, soonest first; leased for 30 s."""
-        return sorted(self._alarms(CLAIM, {"ahead": ahead, "limit": limit, "lease": LEASE}), key=lambda a: a.due_at)
+        """Arms up to `limit` that are due within `ahead` and nobody has armed yet, and returns them, soonest first.
 
-    def mark_armed(self, alarms: Sequence[Alarm]) -> int:
-        return self._mark(MARK_ARMED, alarms)
+        What the caller does not hand on it must `release`; if it dies before, the reconciler ends them.
+        """
+        return self._claimed(CLAIM, ahead, limit)
 
-    def lease_past_due(self, alarms: Sequence[Alarm]) -> int:
-        """For a broker that forgets: another process takes over a second past the end, if this one dies."""
-        return self._mark(LEASE_PAST_DUE, alarms)
+    def lease(self, ahead: timedelta, limit: int) -> list[Alarm]:
+        """The same for a broker that forgets: they are leased until a second past their end."""
+        return self._claimed(LEASE, ahead, limit)
 
     def release(self, alarms: Sequence[Alarm]) -> int:
-        """To be claimed again, by whoever comes first."""
-        return self._mark(RELEASE, alarms)
+        """To be claimed again, by whoever comes first. Returns how many were still as they were claimed."""
+        columns = arrays.uuids([a.stream_id for a in alarms]), arrays.timestamps([a.due_at for a in alarms])
+        with self._database.connection() as connection:
+            return connection.execute(self._database.sql(RELEASE), columns).rowcount
 
     def rearm(self, before: datetime, limit: int) -> int:
         """Marks up to `limit` that were armed `before` unarmed: for a broker that lost its store. Returns how many."""
-        return self._execute(REARM, {"before": before, "limit": limit})
-
-    def overdue(self, grace: timedelta, after: Alarm, limit: int) -> list[Alarm]:
-        """Up to `limit` that were due more than `grace` ago, in order of (due_at, stream_id), beyond `after`."""
-        return self._alarms(
-            OVERDUE, {"grace": grace, "due_at": after.due_at, "stream_id": after.stream_id, "limit": limit}
-        )
-
-    def _mark(self, statement: str, alarms: Sequence[Alarm]) -> int:
-        return self._execute(statement, {"ids": [a.stream_id for a in alarms], "due_ats": [a.due_at for a in alarms]})
-
-    def _alarms(self, statement: str, parameters: dict[str, object]) -> list[Alarm]:
         with self._database.connection() as connection:
-            sql = self._database.sql(statement)
-            rows = connection.execute(sql, parameters)
-            return [Alarm(*row) for row in rows]
+            return connection.execute(self._database.sql(REARM), {"before": before, "limit": limit}).rowcount
 
-    def _execute(self, statement: str, parameters: dict[str, object]) -> int:
+    def _claimed(self, statement: str, ahead: timedelta, limit: int) -> list[Alarm]:
+        started = monotonic()
+        from_bottom = self._bottom_scans.due(started)
+        parameters = {"ahead": ahead, "limit": limit, "from_bottom": from_bottom}
         with self._database.connection() as connection:
-            return connection.execute(self._database.sql(statement), parameters).rowcount
+            claimed = [Alarm(*row) for row in connection.execute(self._database.sql(statement), parameters)]
+        now = monotonic()
+        if from_bottom:
+            self._bottom_scans.took(now - started, len(claimed), now)
+        return sorted(claimed, key=lambda alarm: alarm.due_at)

@@ -27,15 +27,14 @@ class Relay:
         self._leased: set[Alarm] = set()
 
     def run_once(self) -> Counts:
-        """A crash before `publish` leaves alarms to whoever comes when the lease is over; one after it sends twice."""
-        alarms = self._alarms.claim(ahead=self._broker.arming_window, limit=BATCH)
+        """A crash before all is published leaves the rest to the reconciler."""
+        claim = self._alarms.lease if self._broker.forgets else self._alarms.claim
+        alarms = claim(self._broker.arming_window, BATCH)
         if not alarms:
             return Counts()
         stored = self._publish(alarms)
         if self._broker.forgets:
-            self._lease(stored)
-        else:
-            self._alarms.mark_armed(stored)
+            self._remember(stored)
         return Counts(armed=len(stored))
 
     def release(self) -> None:
@@ -44,7 +43,7 @@ class Relay:
         self._leased.clear()
 
     def _publish(self, alarms: list[Alarm]) -> list[Alarm]:
-        """Those that are stored. What the broker did not take is free at once, not only when the lease is over."""
+        """Those that are stored. What the broker did not take is free at once."""
         try:
             self._broker.publish([ExpiryDue(alarm.stream_id, alarm.due_at) for alarm in alarms], self._lead)
         except PartlyStored as partly:
@@ -57,7 +56,6 @@ class Relay:
             raise
         return alarms
 
-    def _lease(self, alarms: list[Alarm]) -> None:
-        self._alarms.lease_past_due(alarms)
+    def _remember(self, alarms: list[Alarm]) -> None:
         now = self._clock.now()
         self._leased = {alarm for alarm in self._leased if alarm.due_at > now} | set(alarms)

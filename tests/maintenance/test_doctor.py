@@ -16,7 +16,7 @@ from coupon_clock.testing import ManualClock
 from deadlines import eventually
 from examples import ending_in
 
-HEALTHY = ["log", "clock", "reconciler", "relay", "broker"]
+HEALTHY = ["log", "clock", "reconciler", "relay", "snapshots", "broker"]
 
 
 def findings(settings: Settings) -> dict[str, str]:
@@ -61,6 +61,15 @@ def test_clocks_that_disagree_are_named(settings, database_url):
     assert " s ahead of PostgreSQL's" in findings(settings)["clock"]
 
 
+def test_who_keeps_an_old_snapshot_is_named(settings, database_url):
+    with psycopg.connect(database_url, application_name="report") as reader:
+        reader.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; SELECT 1")
+        assert "snapshots" not in findings(settings)
+        found = {each.part: each for each in examine(settings, oldest_snapshot=timedelta(0))}["snapshots"]
+        assert not found.ok
+        assert f"session {reader.info.backend_pid} of postgres, report" in found.says
+
+
 def test_overdue_alarms_are_named_with_the_role_that_is_missing(settings, database_url):
     with psycopg.connect(database_url) as connection:
         connection.execute("INSERT INTO coupon_clock.alarm VALUES (gen_random_uuid(), '2026-01-01T00:00:00Z')")
@@ -75,7 +84,7 @@ def test_alarms_that_no_broker_was_reported_are_named_with_the_role_that_is_miss
     live.execute(template)
     assert "--role relay" in findings(settings)["relay"]
 
-    live.runtime.alarms.mark_armed(live.runtime.alarms.claim(timedelta(minutes=1), 10))
+    live.runtime.alarms.claim(timedelta(minutes=1), 10)
     assert "relay" not in findings(settings)
 
 

@@ -17,7 +17,7 @@ from coupon_clock.infrastructure.scheduling.due_result import Completed, Failed,
 from coupon_clock.runtime import Runtime
 from coupon_clock.testing import TestApplication
 from deadlines import eventually
-from examples import EVENING, MICROSECOND, MORNING, NOON, SHOP, a_template, change, increase, terminate
+from examples import EVENING, MICROSECOND, MORNING, NOON, SHOP, a_template, change, ending_in, increase, terminate
 
 NO_GRACE = timedelta(0)
 
@@ -283,3 +283,30 @@ def test_writers_callers_and_enders_on_common_streams_never_deadlock_and_end_eac
 
 def all_over(app: Application, ids: list[UUID]) -> bool:
     return all(ended(app, each) is not None for each in ids)
+
+
+def test_while_a_snapshot_makes_looks_slow_what_is_committed_late_is_still_found(live, database_url):
+    """30,000 alarms came and went under the snapshot; one more becomes visible an hour after it was due."""
+    live.execute(template := ending_in(3600))
+    with psycopg.connect(database_url) as reader, psycopg.connect(database_url, autocommit=True) as writer:
+        reader.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM coupon_clock.alarm")
+        writer.execute(
+            "INSERT INTO coupon_clock.alarm (stream_id, due_at) SELECT gen_random_uuid(), now() - interval '10 s' "
+            "FROM generate_series(1, 30000)"
+        )
+        writer.execute("DELETE FROM coupon_clock.alarm WHERE due_at < now()")
+        with live.running(["reconciler"]):
+            live.execute(other := ending_in(0.5))
+            eventually(lambda: ended(live, other.template_id), within=20)
+            writer.execute("ALTER TABLE coupon_clock.alarm DISABLE TRIGGER refuse_late_move")
+            writer.execute(
+                "UPDATE coupon_clock.alarm SET due_at = now() - interval '1 hour', ending = NULL WHERE stream_id = %s",
+                (template.template_id,),
+            )
+            eventually(lambda: corrected(live, template.template_id), within=20)
+
+
+def corrected(app: Application, template_id: UUID) -> bool:
+    """Whether the wrong alarm was found: its stream is not due yet."""
+    found = alarm(app, template_id)
+    return found is not None and found[0] > datetime.now(UTC)  # type: ignore[operator]

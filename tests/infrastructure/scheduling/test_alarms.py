@@ -2,8 +2,7 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
-from uuid import UUID
+from datetime import datetime, timedelta
 
 import pytest
 from psycopg import Connection
@@ -14,7 +13,6 @@ from coupon_clock.testing import TestApplication
 from examples import EVENING, MORNING, NOON, a_template, change
 
 HOURS = timedelta(hours=1)
-BEFORE_ALL = Alarm(UUID(int=0), datetime(1, 1, 1, tzinfo=UTC))
 
 
 @pytest.fixture
@@ -47,13 +45,6 @@ def test_no_more_are_claimed_than_asked_for(app, alarms):
     assert [len(alarms.claim(24 * HOURS, 4)) for _ in range(4)] == [4, 4, 2, 0]
 
 
-def test_a_claim_is_free_again_when_its_lease_is_over(app, alarms):
-    claimed = given(app, NOON)
-    alarms.claim(24 * HOURS, 10)
-    app.clock.advance(seconds=30)
-    assert alarms.claim(24 * HOURS, 10) == claimed
-
-
 def test_several_relays_at_once_claim_each_alarm_once(app, alarms):
     given(app, *[NOON] * 200)
     with ThreadPoolExecutor(4) as relays:
@@ -66,7 +57,6 @@ def test_several_relays_at_once_claim_each_alarm_once(app, alarms):
 def test_what_is_armed_is_not_claimed_again_until_it_is_released(app, alarms):
     given(app, NOON)
     claimed = alarms.claim(24 * HOURS, 10)
-    assert alarms.mark_armed(claimed) == 1
     app.clock.advance(minutes=5)
     assert alarms.claim(24 * HOURS, 10) == []
 
@@ -74,26 +64,36 @@ def test_what_is_armed_is_not_claimed_again_until_it_is_released(app, alarms):
     assert alarms.claim(24 * HOURS, 10) == claimed
 
 
-def test_an_alarm_that_moved_after_it_was_sent_is_not_marked(app, alarms):
+def test_an_alarm_that_moved_after_it_was_claimed_is_free_at_its_new_time(app, alarms):
     (alarm,) = given(app, NOON)
     claimed = alarms.claim(24 * HOURS, 10)
     app.execute(change(alarm.stream_id, until=EVENING))
-    assert alarms.mark_armed(claimed) == 0
+    assert alarms.release(claimed) == 0
     assert alarms.claim(24 * HOURS, 10) == [Alarm(alarm.stream_id, EVENING)]
 
 
 def test_what_a_forgetting_broker_holds_is_taken_over_a_second_past_its_end(app, alarms):
     (alarm,) = given(app, NOON)
-    alarms.lease_past_due(alarms.claim(24 * HOURS, 10))
+    alarms.lease(24 * HOURS, 10)
     app.clock.set(NOON + timedelta(milliseconds=999))
-    assert alarms.claim(HOURS, 10) == []
+    assert alarms.lease(HOURS, 10) == []
     app.clock.set(NOON + timedelta(seconds=1))
-    assert alarms.claim(HOURS, 10) == [alarm]
+    assert alarms.lease(HOURS, 10) == [alarm]
+
+
+def test_what_is_past_its_end_is_leased_again_only_after_a_while(app, alarms):
+    claimed = given(app, NOON)
+    app.clock.set(NOON + timedelta(seconds=5))
+    assert alarms.lease(HOURS, 10) == claimed
+    app.clock.advance(seconds=29)
+    assert alarms.lease(HOURS, 10) == []
+    app.clock.advance(seconds=1)
+    assert alarms.lease(HOURS, 10) == claimed
 
 
 def test_rearming_frees_all_that_is_armed_some_at_a_time(app, alarms):
     given(app, *[NOON] * 5)
-    alarms.mark_armed(alarms.claim(24 * HOURS, 10))
+    alarms.claim(24 * HOURS, 10)
     app.clock.advance(seconds=1)
     assert [alarms.rearm(app.clock.now, 2) for _ in range(4)] == [2, 2, 1, 0]
     assert len(alarms.claim(24 * HOURS, 10)) == 5
@@ -101,18 +101,8 @@ def test_rearming_frees_all_that_is_armed_some_at_a_time(app, alarms):
 
 def test_rearming_leaves_alone_what_was_armed_since(app, alarms):
     given(app, NOON)
-    alarms.mark_armed(alarms.claim(24 * HOURS, 10))
+    alarms.claim(24 * HOURS, 10)
     assert alarms.rearm(app.clock.now, 10) == 0
-
-
-def test_the_overdue_are_walked_in_order_a_page_at_a_time(app, alarms):
-    given(app, *[NOON] * 5, EVENING)
-    app.clock.set(NOON + HOURS)
-    first = alarms.overdue(timedelta(0), BEFORE_ALL, 3)
-    second = alarms.overdue(timedelta(0), first[-1], 3)
-    assert [len(first), len(second)] == [3, 2]
-    assert first + second == sorted(first + second, key=lambda alarm: (alarm.due_at, alarm.stream_id))
-    assert alarms.overdue(HOURS + NOON.resolution, BEFORE_ALL, 3) == []
 
 
 def test_nothing_here_waits_for_an_alarm_that_somebody_holds(app, alarms, connection):
@@ -120,6 +110,5 @@ def test_nothing_here_waits_for_an_alarm_that_somebody_holds(app, alarms, connec
     with connection.transaction():
         connection.execute("SELECT FROM coupon_clock.alarm WHERE stream_id = %s FOR UPDATE", (held.stream_id,))
         assert alarms.claim(24 * HOURS, 10) == [free]
-        assert alarms.mark_armed([held, free]) == 1
         assert alarms.rearm(app.clock.now + HOURS, 10) == 1
         assert alarms.release([held]) == 0

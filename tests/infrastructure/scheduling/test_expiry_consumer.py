@@ -135,7 +135,7 @@ def test_a_message_due_years_ahead_is_not_held_and_its_alarm_is_armed_again(app,
     template = a_template(valid_until=EVENING)
     app.execute(template)
     alarms = Alarms(app.database)
-    alarms.mark_armed(alarms.claim(timedelta(days=1), 10))
+    alarms.claim(timedelta(days=1), 10)
     inbox.bodies = [due(template), due(template, at=EVENING.replace(year=2999))]
 
     consumer.run_once()

@@ -116,15 +116,15 @@ def test_of_what_was_sent_only_what_is_missing_is_sent_again_and_at_once(app, fo
     assert [due_at for _, due_at in outbox.sent] == ends
 
 
-def test_what_a_dead_relay_had_claimed_is_sent_once_its_lease_is_over(app):
-    app.execute(a_template(valid_until=NOON))
+def test_what_a_dead_relay_had_claimed_is_not_sent_and_the_reconciler_ends_it(app):
+    app.execute(template := a_template(valid_until=NOON))
     turn(app, NOON - timedelta(minutes=10))
     app.runtime.alarms.claim(ahead=timedelta(hours=1), limit=10)
-    relay = relay_to(app, Outbox(forgets=False))
-    assert not relay.run_once()
+    assert not relay_to(app, Outbox(forgets=False)).run_once()
 
-    turn(app, NOON - timedelta(minutes=9))
-    assert relay.run_once() == {"armed": 1}
+    turn(app, NOON + timedelta(seconds=1))
+    assert app.runtime.handle_due([], "reconciler", timedelta(seconds=1)).ended == 1
+    assert len(app.history(template.shop_number, template.template_id)) == 2
 
 
 def test_an_ended_template_is_not_sent(app):
