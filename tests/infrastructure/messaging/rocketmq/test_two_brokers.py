@@ -36,10 +36,12 @@ LONG_POLL = timedelta(seconds=5)
 @pytest.fixture(scope="module")
 def started(server_folder: Path) -> Iterator[LocalRocketMQCluster]:
     cluster = LocalRocketMQCluster(server_folder / "cluster")
-    cluster.start()
-    cluster.provision(NAME, NAME)
-    yield cluster
-    cluster.kill()
+    try:
+        cluster.start()
+        cluster.provision(NAME, NAME)
+        yield cluster
+    finally:
+        cluster.kill()
 
 
 @pytest.fixture
