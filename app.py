@@ -74,9 +74,11 @@ from coupon_clock.projections.engine.projection import Projection, ReadModelBehi
 from coupon_clock.projections.engine.projection import position as rows_are_at
 from coupon_clock.projections.query_validation import template_problems
 from coupon_clock.projections.rebuild.rebuild import (
+    ForeignObjects,
     RebuildOptions,
     RebuildRunning,
     Rebuilt,
+    RowsHidden,
     ShadowOfOtherFold,
     SwapBlocked,
 )
@@ -106,6 +108,7 @@ __all__ = [
     "Executed",
     "Filters",
     "FixedAmount",
+    "ForeignObjects",
     "ForeignTable",
     "IncreaseStock",
     "InvalidCommand",
@@ -130,6 +133,7 @@ __all__ = [
     "Rebuilt",
     "ReceiveRule",
     "RolesTornApart",
+    "RowsHidden",
     "Runtime",
     "SchemaInUse",
     "SchemaMissing",

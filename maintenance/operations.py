@@ -35,10 +35,11 @@ class Maintenance:
     def rebuild(
         self, name: str = LIVE, options: RebuildOptions = NO_OPTIONS, progress: Progress = no_progress
     ) -> Rebuilt:
-        """Replays the log into new rows of that projection and swaps them in. `progress(step, done, total)`, in events.
+        """Replays the log into new rows of that projection, and makes them the live ones. `progress(step, done, total)`,
+        in events.
 
-        Raises UnknownProjection, RebuildRunning, ShadowOfOtherFold, SwapBlocked, UnreadableEvent; the live rows are
-        then as they were.
+        Raises UnknownProjection, RebuildRunning, ShadowOfOtherFold, SwapBlocked, ForeignObjects, ForeignTable,
+        RowsHidden, MissingRight, UnreadableEvent; the live rows are then as they were.
         """
         return rebuild(self._store, projection_named(name), options, progress)
 

@@ -97,6 +97,18 @@ def create_bare(connection: Connection[TupleRow], schema: Schema, table: Table) 
     connection.execute(schema.sql(NOTE, name=table.name))
 
 
+def keep_copy(connection: Connection[TupleRow], schema: Schema, name: str, kept: str) -> None:
+    """The rows as they are, in a table of another name. Raises ForeignTable."""
+    drop(connection, schema, kept)
+    connection.execute(schema.sql("CREATE TABLE {schema}.{kept} AS TABLE {schema}.{name}", name=name, kept=kept))
+    connection.execute(schema.sql(NOTE, name=kept))
+
+
+def add_missing_indexes(connection: Connection[TupleRow], schema: Schema, projection: Projection[Any]) -> None:
+    for index in in_schema(projection.table(projection.name)).indexes:
+        connection.execute(schema.sql(sql(CreateIndex(index, if_not_exists=True))))
+
+
 def drop(connection: Connection[TupleRow], schema: Schema, name: str) -> None:
     """If there is one of ours. Raises ForeignTable."""
     if exists(connection, schema, name):

@@ -15,6 +15,9 @@ from coupon_clock.infrastructure.postgres.errors import translate_errors
 from coupon_clock.infrastructure.progress import Progress, no_progress
 from coupon_clock.projections.engine.projection import Projection
 from coupon_clock.projections.rebuild.catch_up import catch_up
+from coupon_clock.projections.rebuild.foreign_objects import ForeignObjects
+from coupon_clock.projections.rebuild.go_live import SwapBlocked, go_live
+from coupon_clock.projections.rebuild.merge import RowsHidden
 from coupon_clock.projections.rebuild.plan import ShadowOfOtherFold, plan
 from coupon_clock.projections.rebuild.replay import index
 from coupon_clock.projections.rebuild.run import (
@@ -25,14 +28,16 @@ from coupon_clock.projections.rebuild.run import (
     nothing_after,
     only_run,
 )
-from coupon_clock.projections.rebuild.swap import OldTableInUse, SwapBlocked, clear_away, try_swap
+from coupon_clock.projections.rebuild.swap import OldTableInUse, clear_away
 from coupon_clock.projections.rebuild.workers import replay_together, workers_for
 
 __all__ = [
+    "ForeignObjects",
     "OldTableInUse",
     "RebuildOptions",
     "RebuildRunning",
     "Rebuilt",
+    "RowsHidden",
     "ShadowOfOtherFold",
     "SwapBlocked",
     "rebuild",
@@ -74,7 +79,7 @@ def rebuild(
         give_up_at = monotonic() + options.swap_patience_s
         while position is None:
             events += catch_up(run)  # 4. what was stored since
-            position = try_swap(run, build, give_up_at)  # 5. live
+            position = go_live(run, build, give_up_at)  # 5. live
         try:
             clear_away(run, options.keep_old)  # 6. the old rows
         except OldTableInUse as error:

@@ -66,6 +66,30 @@ class Run(Struct, frozen=True):
         return self.connection.execute(self.store.database.sql(statement, **names), parameters)
 
 
+# Readers queue behind a lock while it is waited for: so not for long, then they go first and it is tried again.
+LONGEST_WAIT = "SET LOCAL lock_timeout = '50ms'"
+
+LIVE_POSITION = "SELECT position FROM {schema}.checkpoint WHERE name = %s FOR UPDATE"
+# `build` makes every projector that is under way give up its batch, and begin again at the new position.
+TAKE_OVER = """
+INSERT INTO {schema}.checkpoint AS live (name, position, fold_version) VALUES (%s, %s, %s)
+    ON CONFLICT (name) DO UPDATE
+   SET position = excluded.position, build = live.build + 1, fold_version = excluded.fold_version
+"""
+
+
+def live_position(run: Run) -> int | None:
+    """Within a transaction: keeps projectors of the live rows waiting. None where there is no checkpoint."""
+    found = run.execute(LIVE_POSITION, run.projection.name).fetchone()
+    return None if found is None else int(found[0])
+
+
+def take_over(run: Run, position: int) -> None:
+    """Gives the live rows the shadow's position, in the transaction that gives them its content."""
+    run.execute(TAKE_OVER, run.projection.name, position, run.projection.fold_version)
+    run.execute("DELETE FROM {schema}.checkpoint WHERE name = %s", run.shadow)
+
+
 OWN = "SELECT position FROM {schema}.checkpoint WHERE name = %s AND build = %s FOR UPDATE"
 
 

@@ -1,34 +1,20 @@
 """Puts a shadow in the place of the live table, in one transaction so short that nobody notices."""
 
 from dataclasses import dataclass
-from time import monotonic, sleep
 
 import structlog
-from psycopg.errors import DependentObjectsStillExist, LockNotAvailable
+from psycopg.errors import DependentObjectsStillExist
 
 from coupon_clock.domain.errors import CouponClockError
-from coupon_clock.infrastructure.postgres.database import fetch_one
-from coupon_clock.infrastructure.postgres.errors import first_line
 from coupon_clock.projections.engine.tables import drop, exists
-from coupon_clock.projections.rebuild.run import Run, own
+from coupon_clock.projections.rebuild.run import LONGEST_WAIT, Run, live_position, own, take_over
 
 RETRY_PAUSE_S = 0.2
 
 # Nobody but VACUUM and its like waits behind this one; autovacuum, of a table that is about to go, gives way after 1 s.
 KEEP_MAINTENANCE_OUT = "LOCK TABLE {schema}.{table} IN SHARE UPDATE EXCLUSIVE MODE"
 
-# Readers queue behind this one while it is waited for: so not for long, then they go first and it is tried again.
-LONGEST_WAIT = "SET LOCAL lock_timeout = '50ms'"
 LOCK = "LOCK TABLE {schema}.{table} IN ACCESS EXCLUSIVE MODE"
-
-POSITION = "SELECT position FROM {schema}.checkpoint WHERE name = %s FOR UPDATE"
-
-# `build` makes every projector that is under way give up its batch, and begin again at the new position.
-TAKE_OVER = """
-INSERT INTO {schema}.checkpoint AS live (name, position, fold_version) VALUES (%s, %s, %s)
-    ON CONFLICT (name) DO UPDATE
-   SET position = excluded.position, build = live.build + 1, fold_version = excluded.fold_version
-"""
 
 # As GRANT takes them: whoever may read the old table may read the new one.
 GRANTS = """
@@ -39,10 +25,10 @@ SELECT format('GRANT %%s ON {schema}.%%I TO %%s%%s', privilege_type, %s::text,
  WHERE pg_class.oid = to_regclass('{schema}.{table}')
 """
 
-HOLDERS = """
-SELECT coalesce(string_agg(pid::text, ', ' ORDER BY pid), 'nobody any more')
-  FROM pg_locks
- WHERE relation = to_regclass('{schema}.{table}') AND granted AND pid <> pg_backend_pid()
+OWNER = """
+SELECT format('ALTER TABLE {schema}.%%I OWNER TO %%s', %s::text, relowner::regrole)
+  FROM pg_class
+ WHERE oid = to_regclass('{schema}.{table}') AND relowner <> current_user::regrole
 """
 
 INDEXES = """
@@ -50,28 +36,6 @@ SELECT relname FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid WHERE in
 """
 
 log = structlog.get_logger()
-
-
-@dataclass(eq=False)
-class SwapBlocked(CouponClockError):
-    """{name} is ready to be swapped in, but transactions held the live table for too long (server processes {pids}): \
-end them, then run `coupon-clock rebuild {name} --resume`."""
-
-    name: str
-    pids: str
-
-
-def try_swap(run: Run, build: int, give_up_at: float) -> int | None:
-    """As `swap`, and None after a pause while somebody holds the table; raises SwapBlocked after `give_up_at`."""
-    try:
-        return swap(run, build)
-    except LockNotAvailable as error:
-        (pids,) = fetch_one(run.connection, run.store.database.sql(HOLDERS, table=run.projection.name))
-        if monotonic() > give_up_at:
-            raise SwapBlocked(run.projection.name, pids) from error
-        log.info("waiting for readers", action="swap", server_processes=pids, why=first_line(error))
-        sleep(RETRY_PAUSE_S)
-        return None
 
 
 def swap(run: Run, build: int) -> int | None:
@@ -86,19 +50,19 @@ def swap(run: Run, build: int) -> int | None:
         replaces = exists(run.connection, schema, name)
         if replaces:
             run.execute(KEEP_MAINTENANCE_OUT, table=name)
-        live = run.execute(POSITION, name).fetchone()
+        live = live_position(run)
         position = own(run, build)
-        if live is not None and live[0] > position:
+        if live is not None and live > position:
             return None
         run.execute(LONGEST_WAIT)
         if replaces:
             run.execute(LOCK, table=name)
-            for (grant,) in run.execute(GRANTS, shadow, table=name).fetchall():
-                run.connection.execute(grant.encode())
+            for statement, parameter in ((GRANTS, shadow), (OWNER, shadow)):
+                for (copied,) in run.execute(statement, parameter, table=name).fetchall():
+                    run.connection.execute(copied.encode())
             rename(run, name, f"{name}_outgoing")
         rename(run, shadow, name)
-        run.execute(TAKE_OVER, name, position, run.projection.fold_version)
-        run.execute("DELETE FROM {schema}.checkpoint WHERE name = %s", shadow)
+        take_over(run, position)
     run.after_step("swap")
     return position
 
