@@ -93,36 +93,9 @@ def writers(server_url: str) -> Iterator[Figure]:
     )
 
 
-def times(name: str, value: float, reference: float, least: float | None = None) -> Figure:
-    ratio = value / reference
-    target, ok = (None, None) if least is None else (f"≥ {least:g} times", ratio >= least)
-    return Figure(name, round(value), "events/s", round(reference), round(ratio, 2), target, ok)
-
-
 def one_event(due_at: datetime | UnsetType) -> Append[Event]:
     event: NewEvent[Event] = NewEvent(StockIncreased(1, 1), uuid4(), "command", STATE[:300].decode())
     return Append(uuid4(), 0, [event], due_at)
-
-
-def rate(call: Callable[[], object]) -> float:
-    """Calls a second, from all threads together."""
-    stop = Signal()
-    calls = [0] * THREADS
-
-    def write(number: int) -> None:
-        while not stop.is_set():
-            call()
-            calls[number] += 1
-
-    threads = [Thread(target=write, args=(number,)) for number in range(THREADS)]
-    started = perf_counter()
-    for thread in threads:
-        thread.start()
-    sleep(TURN_S)
-    stop.set()
-    for thread in threads:
-        thread.join()
-    return sum(calls) / (perf_counter() - started)
 
 
 @contextmanager
@@ -132,118 +105,6 @@ def library(server_url: str, lock_free: bool) -> Iterator[PostgresApplicationRec
         recorder = PostgresApplicationRecorder(store)
         recorder.create_table()
         yield recorder
-
-
-def datastore(url: str, lock_free: bool, schema: str = "") -> PostgresDatastore:
-    parts = urlsplit(url)
-    (folder,) = parse_qs(parts.query)["host"]
-    return PostgresDatastore(
-        parts.path[1:],
-        folder,
-        5432,
-        "postgres",
-        "",
-        pool_size=THREADS,
-        max_overflow=4,
-        schema=schema,
-        enable_db_functions=lock_free,
-    )
-
-
-@contextmanager
-def application(server_url: str, connections: int) -> Iterator[Application]:
-    with (
-        throw_away_database(server_url) as url,
-        Application.open(Settings.load(database_url=url, database_connections=connections)) as app,
-    ):
-        yield app
-
-
-# ── followers ────────────────────────────────────────────────────────────────────────────────────
-
-ROUNDS = 20
-ROUND_S = 1.0
-
-
-def missed(server_url: str) -> Figure:
-    """By two followers in one process, over all rounds."""
-    count = 0
-    with throw_away_database(server_url) as url, Application.open(Settings.load(database_url=url)) as app:
-        for number in range(ROUNDS):
-            say(f"adversarial round {number + 1} of {ROUNDS}")
-            count += missed_in_a_round(app, url, random.Random(number))
-    return at_most("missed by two followers", count, "events", 0)
-
-
-def missed_in_a_round(app: Application, url: str, chance: random.Random) -> int:
-    stop, written = Signal(), Signal()
-    start = highest(url)
-    wild = [
-        lambda: append_ours(app.store, stop),
-        lambda: append_ours(app.store, stop),
-        lambda: hold(url, stop, random.Random(chance.random()), "COMMIT"),
-        lambda: hold(url, stop, random.Random(chance.random()), "COMMIT"),
-        lambda: hold(url, stop, random.Random(chance.random()), "ROLLBACK"),
-        lambda: hold(url, stop, random.Random(chance.random()), "SELECT pg_terminate_backend(pg_backend_pid())"),
-        lambda: insert_foreign(url, stop),
-    ]
-    read: list[list[int]] = [[], []]
-    threads = [Thread(target=write) for write in wild]
-    followers = [Thread(target=follow, args=(app, start, written, positions)) for positions in read]
-    for thread in (*followers, *threads):
-        thread.start()
-    sleep(ROUND_S)
-    stop.set()
-    for thread in threads:
-        thread.join()
-    written.set()
-    for thread in followers:
-        thread.join()
-    stored = stored_after(url, start)
-    return sum(len(set(stored) - set(positions)) for positions in read)
-
-
-def append_ours(store: EventStore[Event], stop: Signal) -> None:
-    while not stop.is_set():
-        store.append([one_event(DUE_AT) for _ in range(3)])
-
-
-def hold(url: str, stop: Signal, chance: random.Random, end: str) -> None:
-    """Inserts, pauses inside the transaction, and ends it in that way."""
-    while not stop.is_set():
-        with suppress(psycopg.Error), psycopg.connect(url, autocommit=True) as connection:
-            connection.execute("BEGIN")
-            connection.execute(HOLD, (uuid4(),))
-            sleep(chance.random() * 0.05)
-            connection.execute(end)
-
-
-def insert_foreign(url: str, stop: Signal) -> None:
-    with datastore(url, lock_free=True, schema="coupon_clock") as store:
-        recorder = PostgresApplicationRecorder(store, events_table_name="event")
-        recorder.create_table()
-        while not stop.is_set():
-            recorder.insert_events([StoredEvent(uuid4(), 1, "topic", STATE)])
-
-
-def follow(app: Application, start: int, written: Signal, positions: list[int]) -> None:
-    reader = LogReader(app.store.recorder, start)
-    while True:
-        at_the_end = written.is_set()
-        page = reader.page(500)
-        positions += [event.position for event in page.events]
-        if not page.events and page.blocked_for is None and at_the_end:
-            return
-
-
-def highest(url: str) -> int:
-    return max(stored_after(url, 0), default=0)
-
-
-def stored_after(url: str, position: int) -> list[int]:
-    with psycopg.connect(url, autocommit=True) as connection:
-        statement = "SELECT notification_id FROM coupon_clock.event WHERE notification_id > %s"
-        return [number for (number,) in connection.execute(statement, (position,))]
 
 
 # ── execute_many ─────────────────────────────────────────────────────────────────────────────────

@@ -7,21 +7,23 @@ to a reference measured in the same run holds.
 import json
 import sys
 from argparse import ArgumentParser
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from math import ceil
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from time import perf_counter, sleep
 from typing import NamedTuple
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from rich.console import Console
 
-from coupon_clock.app import Application, ConsumeRule, CreateCouponTemplate, ReceiveRule, ThresholdAmount
+from coupon_clock.app import Application, ConsumeRule, CreateCouponTemplate, ReceiveRule, Settings, ThresholdAmount
 from coupon_clock.infrastructure.progress import shown_progress
 from coupon_clock.infrastructure.telemetry import log_to_stderr
 from coupon_clock.local_servers.servers import BrokerKind, LocalServers, temporary_servers
+from coupon_clock.testing import throw_away_database
 
 SHOP = 1
 FILL = 5_000
@@ -41,19 +43,28 @@ class Figure(NamedTuple):
 
 
 def at_most(name: str, value: float, unit: str, target: float | None, reference: float | None = None) -> Figure:
-    return _figure(name, value, unit, reference, "≤", target, None if target is None else value <= target)
+    ok = None if target is None else value <= target
+    return _figure(name, value, unit, reference, None if target is None else f"≤ {target:g}", ok)
 
 
 def at_least(name: str, value: float, unit: str, target: float | None, reference: float | None = None) -> Figure:
-    return _figure(name, value, unit, reference, "≥", target, None if target is None else value >= target)
+    ok = None if target is None else value >= target
+    return _figure(name, value, unit, reference, None if target is None else f"≥ {target:g}", ok)
 
 
-def _figure(
-    name: str, value: float, unit: str, reference: float | None, sign: str, target: float | None, ok: bool | None
-) -> Figure:
+def at_most_times(name: str, value: float, unit: str, reference: float, most: float) -> Figure:
+    """The target is a ratio."""
+    return _figure(name, value, unit, reference, f"≤ {most:g} times", value <= most * reference)
+
+
+def at_least_times(name: str, value: float, unit: str, reference: float, least: float) -> Figure:
+    """The target is a ratio."""
+    return _figure(name, value, unit, reference, f"≥ {least:g} times", value >= least * reference)
+
+
+def _figure(name: str, value: float, unit: str, reference: float | None, target: str | None, ok: bool | None) -> Figure:
     ratio = round(value / reference, 3) if reference else None
-    shown = None if reference is None else _rounded(reference)
-    return Figure(name, _rounded(value), unit, shown, ratio, None if target is None else f"{sign} {target:g}", ok)
+    return Figure(name, _rounded(value), unit, None if reference is None else _rounded(reference), ratio, target, ok)
 
 
 def _rounded(value: float) -> float:
@@ -66,7 +77,9 @@ def _in_words(figure: Figure) -> str:
     if figure.target:
         words += f" (target {figure.target}{'' if figure.ok else ', MISSED'})"
     if figure.reference is not None:
-        words += f", reference {figure.reference:g}, ratio {figure.ratio:g}"
+        words += f", reference {figure.reference:g}"
+    if figure.ratio is not None:
+        words += f", ratio {figure.ratio:g}"
     return words
 
 
@@ -79,10 +92,12 @@ def quantile(values: Sequence[float], share: float) -> float:
     return sorted(values)[max(0, ceil(len(values) * share) - 1)]
 
 
-def arguments(about: str | None) -> ArgumentParser:
-    """Of every benchmark; and from here on nothing but figures goes to stdout."""
+def arguments(about: str | None, measures: Iterable[str] = ()) -> ArgumentParser:
+    """Of every benchmark; from here on nothing but figures goes to stdout. `measures`: some of these can be named."""
     log_to_stderr()
     parser = ArgumentParser(description=about)
+    if measures:
+        parser.add_argument("measures", nargs="*", choices=[*measures, []], help="by default all")
     parser.add_argument("--json", action="store_true", help="one JSON object a figure, on stdout")
     return parser
 
@@ -107,11 +122,21 @@ def servers(broker: BrokerKind) -> Iterator[LocalServers]:
         yield running
 
 
-def template(valid_until: datetime) -> CreateCouponTemplate:
+@contextmanager
+def application(server_url: str, **settings: object) -> Iterator[Application]:
+    """On a database of its own."""
+    with (
+        throw_away_database(server_url) as url,
+        Application.open(Settings.load(database_url=url, **settings)) as app,
+    ):
+        yield app
+
+
+def template(valid_until: datetime, shop_number: int = SHOP) -> CreateCouponTemplate:
     return CreateCouponTemplate(
         command_id=uuid4(),
         template_id=uuid4(),
-        shop_number=SHOP,
+        shop_number=shop_number,
         name="Spring sale",
         source="shop",
         target="all_products",
@@ -124,9 +149,23 @@ def template(valid_until: datetime) -> CreateCouponTemplate:
     )
 
 
-def create(app: Application, ends: Sequence[datetime]) -> None:
-    """One template for each of these ends."""
+def create(app: Application, ends: Sequence[datetime], shop_number: int = SHOP) -> list[UUID]:
+    """One template for each of these ends; returns their ids."""
+    template_ids = []
     for start in range(0, len(ends), FILL):
-        for outcome in app.execute_many([template(end) for end in ends[start : start + FILL]]):
+        for outcome in app.execute_many([template(end, shop_number) for end in ends[start : start + FILL]]):
             if isinstance(outcome, Exception):
                 raise outcome
+            template_ids.append(outcome.template_id)
+    return template_ids
+
+
+def sleep_until(instant: datetime) -> None:
+    sleep(max(0.0, (instant - datetime.now(UTC)).total_seconds()))
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """How long it takes."""
+    started = perf_counter()
+    call()
+    return perf_counter() - started

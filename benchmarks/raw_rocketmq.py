@@ -13,6 +13,7 @@ from threading import Event, Lock, Semaphore, Thread
 from typing import Any
 
 from coupon_clock.infrastructure.messaging.rocketmq.library import library
+from coupon_clock.local_servers.servers import LocalServers
 
 IN_FLIGHT = 128
 """Sends under way at once: more gain nothing (measured)."""
@@ -22,6 +23,13 @@ PATIENCE_S = 60.0
 
 # Its acknowledgements still under way at the end complain there, each with two tracebacks.
 logging.getLogger("concurrent.futures").setLevel(logging.CRITICAL)
+
+
+def provisioned(running: LocalServers, name: str) -> str:
+    """The endpoints of a RocketMQ with a topic and a group of that name."""
+    assert running.rocketmq
+    running.rocketmq.provision(name, name)
+    return running.rocketmq.endpoints
 
 
 def send(endpoints: str, topic: str, deliver_at: Sequence[float]) -> float:
