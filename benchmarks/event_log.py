@@ -1,6 +1,6 @@
 """How fast the log takes events beside the eventsourcing library's own recorders, and what its followers miss.
 
-    python benchmarks/event_log.py [--json] [--events 10000000]
+    python benchmarks/event_log.py [--json] [--events 10000000] [writers] [held] [followers] [bulk] [execute]
 
 Everything that is compared runs in turns on one server in one run, so that ratios hold where absolute figures do not.
 """
@@ -8,103 +8,37 @@ Everything that is compared runs in turns on one server in one run, so that rati
 import random
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from statistics import median
-from threading import Event as Signal
-from threading import Thread
-from time import perf_counter, sleep
-from urllib.parse import parse_qs, urlsplit
+from time import perf_counter
 from uuid import UUID, uuid4
 
-import psycopg
-from eventsourcing.persistence import StoredEvent
-from eventsourcing.postgres import PostgresApplicationRecorder, PostgresDatastore
-from measure import Figure, arguments, at_least, at_most, say, servers, tell, template
-from msgspec import UNSET, UnsetType
+from followers import missed
+from held_template import beside_a_held_template
+from measure import Figure, application, arguments, at_least, at_most, at_most_times, say, servers, tell, template
 from msgspec.structs import replace
-from psycopg import Cursor
-from psycopg.rows import TupleRow
+from writers import STATE, writers
 
-from coupon_clock.app import Application, CreateCouponTemplate, Outcome, Settings, TerminateCouponTemplate
-from coupon_clock.domain.events import Event, StockIncreased
-from coupon_clock.infrastructure.event_store.log_reader import LogReader
-from coupon_clock.infrastructure.event_store.store import Append, EventStore, NewEvent
-from coupon_clock.testing import throw_away_database
-
-THREADS = 16
-TURNS = 5
-TURN_S = 2.0
-STATE = b"s" * 420  # a Created has about that size
-DUE_AT = datetime(2100, 1, 1, tzinfo=UTC)
+from coupon_clock.app import Application, CreateCouponTemplate, Outcome, TerminateCouponTemplate
+from coupon_clock.infrastructure.postgres.binary_cursor import BinaryCursor
 
 FILL = """
 INSERT INTO coupon_clock.event (originator_id, originator_version, topic, state)
 SELECT gen_random_uuid(), 1, 'CouponTemplate.Created', %s FROM generate_series(1, %s)
 """
-HOLD = "INSERT INTO coupon_clock.event (originator_id, originator_version, topic, state) VALUES (%s, 1, 't', 's')"
 
 
 def main() -> int:
-    parser = arguments(__doc__)
+    parser = arguments(__doc__, MEASURES)
     parser.add_argument("--events", type=int, default=1_000_000, help="in the log that execute is timed on")
     given = parser.parse_args()
+    measures = {name: MEASURES[name] for name in given.measures or MEASURES}
+    if "execute" in measures:
+        measures["execute"] = partial(one_execute, events=given.events)
     with servers("memory") as running:
-        return tell(figures(running.postgres.url, given.events), given.json)
-
-
-def figures(server_url: str, events: int) -> Iterator[Figure]:
-    yield from writers(server_url)
-    yield missed(server_url)
-    yield from in_bulk(server_url)
-    yield from one_execute(server_url, events)
-
-
-# ── 16 writing threads ───────────────────────────────────────────────────────────────────────────
-
-
-def writers(server_url: str) -> Iterator[Figure]:
-    with (
-        library(server_url, lock_free=False) as default,
-        library(server_url, lock_free=True) as lock_free,
-        application(server_url, THREADS + 4) as app,
-    ):
-        write: dict[str, Callable[[], object]] = {
-            "default": lambda: default.insert_events([StoredEvent(uuid4(), 1, "topic", STATE)]),
-            "lock_free": lambda: lock_free.insert_events([StoredEvent(uuid4(), 1, "topic", STATE)]),
-            "plain": lambda: app.store.append([one_event(UNSET)]),
-            "with_alarm": lambda: app.store.append([one_event(DUE_AT)]),
-            "execute": lambda: app.execute(template(DUE_AT)),
-        }
-        rates: dict[str, list[float]] = {name: [] for name in write}
-        for turn in range(TURNS):
-            for name, call in write.items():
-                say(f"{THREADS} writing threads, turn {turn + 1} of {TURNS}: {name}")
-                rates[name].append(rate(call))
-    per_second = {name: median(several) for name, several in rates.items()}
-    yield times("append with alarm, to default recorder", per_second["with_alarm"], per_second["default"], 5)
-    yield times("append, to lock-free recorder", per_second["plain"], per_second["lock_free"], 1.2)
-    yield times("append with alarm, to lock-free recorder", per_second["with_alarm"], per_second["lock_free"])
-    yield times(
-        "execute of a new template, to one insert by the default recorder",
-        per_second["execute"],
-        per_second["default"],
-        4,
-    )
-
-
-def one_event(due_at: datetime | UnsetType) -> Append[Event]:
-    event: NewEvent[Event] = NewEvent(StockIncreased(1, 1), uuid4(), "command", STATE[:300].decode())
-    return Append(uuid4(), 0, [event], due_at)
-
-
-@contextmanager
-def library(server_url: str, lock_free: bool) -> Iterator[PostgresApplicationRecorder]:
-    """In a database of its own, without our triggers."""
-    with throw_away_database(server_url) as url, datastore(url, lock_free) as store:
-        recorder = PostgresApplicationRecorder(store)
-        recorder.create_table()
-        yield recorder
+        figures = (figure for measure in measures.values() for figure in measure(running.postgres.url))
+        return tell(figures, given.json)
 
 
 # ── execute_many ─────────────────────────────────────────────────────────────────────────────────
@@ -114,7 +48,7 @@ BULK = 40_000
 
 def in_bulk(server_url: str) -> Iterator[Figure]:
     """One process, one thread."""
-    with application(server_url, 2) as app:
+    with application(server_url, database_connections=2) as app:
         say(f"creating and ending {BULK:,} templates")
         app.execute_many([a_template() for _ in range(3_000)])
         creates = [a_template() for _ in range(BULK)]
@@ -145,7 +79,10 @@ SAMPLES = 1_000
 
 
 def one_execute(server_url: str, events: int) -> Iterator[Figure]:
-    with application(server_url, 2) as empty, application(server_url, 2) as full:
+    with (
+        application(server_url, database_connections=2) as empty,
+        application(server_url, database_connections=2) as full,
+    ):
         yield at_most("round trips of one execute", round_trips(empty), "statements", 2)
         fill(full, events)
         seconds: dict[Application, list[float]] = {empty: [], full: []}
@@ -157,9 +94,8 @@ def one_execute(server_url: str, events: int) -> Iterator[Figure]:
                 app.execute(command)
                 several.append(perf_counter() - started)
         p50, reference = (1_000 * median(seconds[app]) for app in (full, empty))
-        ratio = p50 / reference
         name = f"execute, p50 at {events:,} events to an empty log"
-        yield Figure(name, round(p50, 3), "ms", round(reference, 3), round(ratio, 2), "≤ 1.2 times", ratio <= 1.2)
+        yield at_most_times(name, p50, "ms", reference, 1.2)
 
 
 def fill(app: Application, events: int) -> None:
@@ -177,7 +113,7 @@ def fill(app: Application, events: int) -> None:
 def round_trips(app: Application) -> int:
     sent: list[object] = []
 
-    class Counting(Cursor[TupleRow]):
+    class Counting(BinaryCursor):
         def execute(self, query, *arguments, **options):  # type: ignore[no-untyped-def]
             sent.append(query)
             return super().execute(query, *arguments, **options)
@@ -188,6 +124,15 @@ def round_trips(app: Application) -> int:
         connection.cursor_factory = Counting
     app.execute(a_template())
     return len(sent)
+
+
+MEASURES: dict[str, Callable[[str], Iterator[Figure]]] = {
+    "writers": writers,
+    "held": beside_a_held_template,
+    "followers": missed,
+    "bulk": in_bulk,
+    "execute": partial(one_execute, events=1_000_000),
+}
 
 
 if __name__ == "__main__":
