@@ -1,6 +1,6 @@
 """How fast projections are rebuilt, followed, queried and verified, beside the library's runner and PostgreSQL alone.
 
-    python benchmarks/projections.py [--json] [--events 1000000] [--rows 1000000] [--scale]
+    python benchmarks/projections.py [--json] [--events 1000000] [--rows 1000000] [--ends 1000000] [--scale]
 
 Four events a template, of which one creates and one ends it. Everything that is compared runs on one server in one run.
 """
@@ -8,6 +8,7 @@ Four events a template, of which one creates and one ends it. Everything that is
 import os
 import subprocess
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -18,9 +19,22 @@ from time import perf_counter, sleep
 import psutil
 import psycopg
 from library_projection import library_rate
-from measure import Figure, arguments, at_least, at_most, quantile, say, servers, tell, template
+from measure import (
+    Figure,
+    application,
+    arguments,
+    at_least,
+    at_least_times,
+    at_most,
+    quantile,
+    say,
+    servers,
+    tell,
+    template,
+)
+from projected_ends import projected_ends
 
-from coupon_clock.app import Application, Settings
+from coupon_clock.app import Application
 from coupon_clock.projections.coupon_templates import TEMPLATE_ROWS, Filters
 from coupon_clock.projections.engine import tables
 from coupon_clock.projections.engine.projector import Projector
@@ -87,29 +101,27 @@ DROP TABLE limit_rows;
 
 
 def main() -> int:
-    parser = arguments(__doc__)
+    parser = arguments(__doc__, MEASURES)
     parser.add_argument("--events", type=int, default=200_000)
     parser.add_argument("--rows", type=int, default=200_000, help="in the table that pages are taken of")
+    parser.add_argument("--ends", type=int, default=200_000, help="that are projected; a million takes ten minutes")
     parser.add_argument(
         "--scale", action="store_true", help="also the time an event at 10 million events; takes minutes"
     )
     given = parser.parse_args()
     with servers("memory") as running:
-        return tell(figures(running.postgres.url, given.events, given.rows, given.scale), given.json)
+        figures = (f for name in given.measures or MEASURES for f in MEASURES[name](running.postgres.url, given))
+        return tell(figures, given.json)
 
 
-def figures(server_url: str, events: int, rows: int, scale: bool) -> Iterator[Figure]:
-    with filled(server_url, events) as app:
-        yield from rebuilding(app, events)
+def on_a_log(server_url: str, given: Namespace) -> Iterator[Figure]:
+    with filled(server_url, given.events) as app:
+        yield from rebuilding(app, given.events)
         yield memory(app)
         yield from reading(app)
-        yield verifying(app, events)
+        yield verifying(app, given.events)
         yield projecting(app)
-    with application(server_url) as app:
-        yield until_visible(app)
-    with application(server_url) as app:
-        yield from paging(app, rows)
-    if scale:
+    if given.scale:
         yield scaling(server_url)
 
 
@@ -126,15 +138,8 @@ def rebuilding(app: Application, events: int) -> Iterator[Figure]:
     with throw_away_database(app.settings.database()) as url:
         library = library_rate(url, 5_000)
     yield at_least("rebuild, with indexes", rate, "events/s", 200_000)
-    yield times("rebuild, to COPY out and INSERT … SELECT with indexes", rate, limit, 0.4)
-    yield times("rebuild, to the library's ProjectionRunner", rate, library, 110)
-
-
-def times(name: str, value: float, reference: float, least: float) -> Figure:
-    ratio = value / reference
-    return Figure(
-        name, round(value), "events/s", round(reference), round(ratio, 2), f"≥ {least:g} times", ratio >= least
-    )
+    yield at_least_times("rebuild, to COPY out and INSERT … SELECT with indexes", rate, "events/s", limit, 0.4)
+    yield at_least_times("rebuild, to the library's ProjectionRunner", rate, "events/s", library, 110)
 
 
 def only_postgresql(app: Application) -> float:
@@ -256,8 +261,13 @@ def projecting(app: Application) -> Figure:
     return at_least("live projector", followed / (perf_counter() - started), "events/s", 20_000)
 
 
-def until_visible(app: Application) -> Figure:
+def until_visible(server_url: str, given: Namespace) -> Iterator[Figure]:
     """From the moment execute returns until find would show it, at a steady rate of commands."""
+    with application(server_url) as app:
+        yield commit_to_visible_row(app)
+
+
+def commit_to_visible_row(app: Application) -> Figure:
     say(f"commit to visible row, {SECONDS} s at {A_SECOND} events/s")
     stop = StopEvent()
     committed: dict[int, float] = {}
@@ -288,15 +298,15 @@ def until_visible(app: Application) -> Figure:
 # ── queries ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def paging(app: Application, rows: int) -> Iterator[Figure]:
-    say(f"pages of a shop of 10,000 among {rows:,} rows")
-    with app.database.connection() as connection:
-        connection.execute("SET statement_timeout = 0")
-        connection.execute(MANY_ROWS, (rows,))
-        connection.execute("ANALYZE coupon_clock.coupon_template")
-    yield at_most("page, p99", p99_of_pages(app, Filters()), "ms", 5)
-    yield at_most("page, active only, p99", p99_of_pages(app, Filters(state="active")), "ms", 5)
-    yield at_most("page, name contains, p99", p99_of_pages(app, Filters(name_contains="99")), "ms", None)
+def paging(server_url: str, given: Namespace) -> Iterator[Figure]:
+    say(f"pages of a shop of 10,000 among {given.rows:,} rows")
+    with application(server_url) as app:
+        with psycopg.connect(app.settings.database(), autocommit=True) as connection:
+            connection.execute(MANY_ROWS, (given.rows,))
+            connection.execute("ANALYZE coupon_clock.coupon_template")
+        yield at_most("page, p99", p99_of_pages(app, Filters()), "ms", 5)
+        yield at_most("page, active only, p99", p99_of_pages(app, Filters(state="active")), "ms", 5)
+        yield at_most("page, name contains, p99", p99_of_pages(app, Filters(name_contains="99")), "ms", None)
 
 
 def p99_of_pages(app: Application, filters: Filters) -> float:
@@ -315,12 +325,6 @@ def p99_of_pages(app: Application, filters: Filters) -> float:
 
 
 # ── what the above needs ─────────────────────────────────────────────────────────────────────────
-
-
-@contextmanager
-def application(server_url: str) -> Iterator[Application]:
-    with throw_away_database(server_url) as url, Application.open(Settings.load(database_url=url)) as app:
-        yield app
 
 
 @contextmanager
@@ -347,6 +351,18 @@ def beside(stop: StopEvent, work: Callable[[], None]) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
+
+
+def many_ends(server_url: str, given: Namespace) -> Iterator[Figure]:
+    return projected_ends(server_url, given.ends)
+
+
+MEASURES: dict[str, Callable[[str, Namespace], Iterator[Figure]]] = {
+    "rebuild": on_a_log,
+    "visible": until_visible,
+    "pages": paging,
+    "ends": many_ends,
+}
 
 
 if __name__ == "__main__":
