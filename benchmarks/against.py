@@ -94,7 +94,7 @@ class Turns(NamedTuple):
             yield at_least_times(name, value, unit, reference, TARGETS[name])
 
     def measured(self, edition: Edition, measure: str) -> Sequence[tuple[str, float, str]]:
-        command = [edition.interpreter, edition.script, measure]
+        command = [str(edition.interpreter), str(edition.script), measure]
         options = ["--server-url", self.server_url, "--size", str(self.size)]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("COUPON_CLOCK_")}
         done = subprocess.run([*command, *options], env=environment, stdout=subprocess.PIPE, text=True, check=True)

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import datetime
+from itertools import product
 from time import monotonic, sleep
 from typing import Any
 from uuid import UUID
@@ -16,6 +17,8 @@ from coupon_clock.infrastructure import telemetry
 from coupon_clock.infrastructure.event_store.recorder import DueStream
 from coupon_clock.infrastructure.event_store.store import Append, Appended, Busy, Conflict
 
+WAYS = PAGE, EACH_STREAM, DECIDED = "prepared, in a page", "prepared, each stream for itself", "loaded and decided"
+CAUSES = "message", "reconciler"
 PATIENCE_S = 60.0
 
 STORED = "SELECT cause, count(*) FROM coupon_clock.event WHERE topic = 'CouponTemplate.Ended' GROUP BY cause"
@@ -67,8 +70,9 @@ class Commits:
         return "; ".join(stored + counted)
 
     def figures(self, name: str) -> Iterator[Figure]:
-        """One a way and cause."""
-        for (way, cause), number in self._stored.items():
+        """One a way and cause, also where none was stored so."""
+        for way, cause in {**dict.fromkeys(product(WAYS, CAUSES)), **dict.fromkeys(self._stored)}:
+            number = self._stored[way, cause]
             yield Figure(f"{name}: {way}, cause {cause}", number, "ends")
 
     def _by_cause(self) -> Counter[str]:
@@ -86,14 +90,14 @@ class Commits:
         for append, outcome in zip(appends, outcomes, strict=True):
             new = append.events[-1]
             if isinstance(outcome, Appended) and isinstance(new.event, Ended):
-                self._note("loaded and decided", new.cause, [(append.stream_id, new.event.ended_at)])
+                self._note(DECIDED, new.cause, [(append.stream_id, new.event.ended_at)])
         return outcomes
 
     def end_due(self, *arguments: Any) -> list[DueStream]:
-        return self._noted("prepared, in a page", arguments[3], self._end_due(*arguments))
+        return self._noted(PAGE, arguments[3], self._end_due(*arguments))
 
     def end_each_stream(self, *arguments: Any) -> list[DueStream]:
-        return self._noted("prepared, each stream for itself", arguments[1], self._end_each_stream(*arguments))
+        return self._noted(EACH_STREAM, arguments[1], self._end_each_stream(*arguments))
 
     def _noted(self, way: str, cause: str, due: list[DueStream]) -> list[DueStream]:
         self._note(way, cause, [(each.stream_id, each.due_at) for each in due if each.recorded_at is not None])

@@ -1,7 +1,10 @@
 """How punctual ends are, and what it costs: light load, many at one instant, relay, idle reconciler, neighbours.
 
+    python benchmarks/expiry.py [--json] [--million] [light] [relay] [many] [late] [memory] [endings] [reconciler]
+                                [very-many]
+
 Lateness is read from PostgreSQL's clock after the append of the end has returned: when it was committed, not decided.
-One process runs all loops, with default settings; RocketMQ's own client is measured beside it. Six minutes.
+One process runs all loops, with default settings; RocketMQ's own client is measured beside it. A quarter of an hour.
 """
 
 import sys

@@ -176,25 +176,26 @@ def rate(app: Application, threads: int, seconds: float) -> float:
 
 
 def all_ended_at(edition: Edition, app: Application, count: int) -> datetime:
-    """PostgreSQL's time at which no alarm was left. The last alarm is looked for first: what is left is there."""
-    nothing_left = f"SELECT clock_timestamp(), (SELECT due_at FROM {edition.alarm_table} ORDER BY due_at DESC LIMIT 1)"
+    """PostgreSQL's time at which no alarm was left."""
+    last = f"SELECT due_at FROM {edition.alarm_table} ORDER BY due_at DESC LIMIT 1"
     ended = f"SELECT count(*) FROM {edition.event_table} WHERE topic = 'CouponTemplate.Ended'"
     give_up_at = monotonic() + PATIENCE_S
     with psycopg.connect(app.settings.database(), autocommit=True) as connection:
-        while True:
-            now, left = connection.execute(nothing_left, prepare=True).fetchone() or (None, None)
-            if left is None:
-                assert connection.execute(ended).fetchone() == (count,)
-                return now
+        while connection.execute(last, prepare=True).fetchone():
             assert monotonic() < give_up_at, "some did not end"
             sleep(POLL_S)
+        now: datetime
+        (now,) = connection.execute("SELECT clock_timestamp()").fetchone() or (FAR,)
+        assert connection.execute(ended).fetchone() == (count,)
+        return now
 
 
 def fill(app: Application, templates: int) -> None:
     """Four events each. All templates do the first step, then all the next: so the events of a stream lie apart."""
     created = [template(FAR) for _ in range(templates)]
     ids = [command.template_id for command in created]
-    for step in (created, *([change(each) for each in ids] for change in (increase, move, terminate))):
+    steps: list[Sequence[Any]] = [created, *([change(each) for each in ids] for change in (increase, move, terminate))]
+    for step in steps:
         for start in range(0, templates, CHUNK):
             refuse_errors(app.execute_many(step[start : start + CHUNK]))
 
