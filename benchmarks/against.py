@@ -17,11 +17,13 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-from measure import Figure, arguments, at_least_times, say, servers, tell
+from measure import Figure, arguments, at_least, at_least_times, say, servers, tell
 
 ROOT = Path(__file__).parent.parent
 EDITIONS = Path(__file__).parent / "editions"
+FIRST, SECOND = EDITIONS / "first.py", EDITIONS / "second.py"
 ONLY_IN_THE_FIRST = "clockwork.py"
+REV_PARSE = ("git", "-C", str(ROOT), "rev-parse", "--quiet", "--verify")
 
 TARGETS = {
     "execute of a new template, 1 thread": 0.95,
@@ -32,6 +34,7 @@ TARGETS = {
     "rebuild": 1,
     "verify rows": 2,
 }
+"""Ratios to the first edition."""
 MEASURES = ("execute", "execute_many", "ends", "rows")
 
 
@@ -48,8 +51,11 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--size", type=float, default=1.0, help="0.01: a hundredth of everything, to try it out")
     given = parser.parse_args()
-    now = Edition("this edition", Path(sys.executable), EDITIONS / "second.py")
-    with edition_at(given.commit) as before, servers("memory") as running:
+    found = subprocess.run([*REV_PARSE, f"{given.commit}^{{commit}}"], stdout=subprocess.PIPE, text=True, check=False)
+    if found.returncode:
+        parser.error(f"there is no commit {given.commit} here: name one that `git log` shows")
+    now = Edition("this edition", Path(sys.executable), SECOND)
+    with edition_at(found.stdout.strip()) as before, servers("memory") as running:
         measure = Turns(before, now, running.postgres.url, given.rounds, given.size)
         return tell((figure for name in given.figures for figure in measure.in_turns(name)), given.json)
 
@@ -57,13 +63,13 @@ def main() -> int:
 @contextmanager
 def edition_at(commit: str) -> Iterator[Edition]:
     with TemporaryDirectory(prefix="coupon-clock-edition-") as folder:
-        say(f"cloning {commit}")
+        say(f"cloning {commit[:7]}")
         run("git", "clone", "--quiet", "--no-checkout", str(ROOT), folder)
         run("git", "-C", folder, "checkout", "--quiet", "--detach", commit)
         say("making its environment")
         run("make", "--silent", "-C", folder, "setup", f"PYTHON={sys.executable}")
-        script = "first.py" if (Path(folder) / ONLY_IN_THE_FIRST).exists() else "second.py"
-        yield Edition(commit, Path(folder) / ".venv" / "bin" / "python", EDITIONS / script)
+        script = FIRST if (Path(folder) / ONLY_IN_THE_FIRST).exists() else SECOND
+        yield Edition(f"commit {commit[:7]}", Path(folder) / ".venv" / "bin" / "python", script)
 
 
 def run(*command: str) -> None:
@@ -91,7 +97,10 @@ class Turns(NamedTuple):
                     units[name] = unit
         for name, unit in units.items():
             value, reference = (median(values[edition][name]) for edition in (self.now, self.before))
-            yield at_least_times(name, value, unit, reference, TARGETS[name])
+            if self.before.script == FIRST:
+                yield at_least_times(name, value, unit, reference, TARGETS[name])
+            else:
+                yield at_least(name, value, unit, None, reference)
 
     def measured(self, edition: Edition, measure: str) -> Sequence[tuple[str, float, str]]:
         command = [str(edition.interpreter), str(edition.script), measure]

@@ -19,7 +19,19 @@ from commits import ended
 from endings import endings
 from held_messages import held_messages
 from late_message import late_message
-from measure import Figure, application, arguments, at_least, at_most, create, quantile, say, seconds, servers, tell
+from measure import (
+    Figure,
+    application,
+    arguments,
+    at_least_times,
+    at_most,
+    create,
+    quantile,
+    say,
+    seconds,
+    servers,
+    tell,
+)
 from neighbour import Neighbour
 from raw_rocketmq import lateness, provisioned, send
 
@@ -105,7 +117,7 @@ def relay_rate(running: LocalServers) -> Iterator[Figure]:
             ours.append(RELAYED / seconds(lambda: until_idle(relay)))
             say(f"relay {ours[-1]:,.0f}/s, raw {raw[-1]:,.0f}/s")
         broker.close()
-    yield at_least("relay, alarms to stored messages", median(ours), "1/s", 0.8 * median(raw), median(raw))
+    yield at_least_times("relay, alarms to stored messages", median(ours), "1/s", median(raw), 0.8)
 
 
 def until_idle(relay: Relay) -> None:
