@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from statistics import median
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import psycopg
 from measure import Figure, at_most_times, create, say, seconds, sleep_until
 from psycopg.conninfo import conninfo_to_dict
 
 from coupon_clock.app import Application, Settings
-from coupon_clock.infrastructure.command_handling.due import BEFORE_ALL, DUE_WAIT, PAGE
+from coupon_clock.infrastructure.command_handling.due import DUE_WAIT, PAGE
 from coupon_clock.local_servers.servers import LocalServers
 from coupon_clock.testing import in_database, throw_away_database
 
@@ -115,7 +115,7 @@ def pages(url: str, count: int) -> float:
 
 
 def end_in_pages(app: Application) -> None:
-    after = BEFORE_ALL
+    after = (datetime(1, 1, 1, tzinfo=UTC), UUID(int=0))
     while page := app.store.recorder.end_due(after, PAGE, timedelta(0), "reconciler", DUE_WAIT):
         after = (page[-1].due_at, page[-1].stream_id)
 

@@ -253,7 +253,8 @@ def projecting(app: Application) -> Figure:
     with app.database.connection() as connection:
         connection.execute("DROP TABLE coupon_clock.coupon_template")
         connection.execute("DELETE FROM coupon_clock.checkpoint WHERE name = 'coupon_template'")
-        tables.create(connection, app.database.schema, TEMPLATE_ROWS)
+        for statement in tables.missing(connection, app.database.schema, TEMPLATE_ROWS):
+            connection.execute(statement)
     projector = Projector(app.store, TEMPLATE_ROWS)
     started, followed = perf_counter(), 0
     while followed < PROJECTED and (counts := projector.run_once()):
