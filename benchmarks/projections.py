@@ -38,15 +38,14 @@ from coupon_clock.app import Application
 from coupon_clock.projections.coupon_templates import TEMPLATE_ROWS, Filters
 from coupon_clock.projections.engine import tables
 from coupon_clock.projections.engine.projector import Projector
+from coupon_clock.projections.rebuild.merge import merge
 from coupon_clock.projections.rebuild.rebuild import RebuildOptions, SwapBlocked
 from coupon_clock.projections.rebuild.run import only_run
-from coupon_clock.projections.rebuild.swap import clear_away, swap
 from coupon_clock.testing import throw_away_database
 
 EVENTS_A_TEMPLATE = 4
 LAST_EVENT_AFTER = 5_000
 FILL = 50_000
-LOCK_WAIT_MS = 50.0
 
 # As time-ordered UUIDs (version 7) are.
 ID = (
@@ -182,13 +181,13 @@ def resident(pid: int) -> int:
 
 
 def reading(app: Application) -> Iterator[Figure]:
-    """Readers wait for the swap alone: up to 50 ms for its lock, and then for its transaction. The longest query of a
-    whole rebuild tells more of how busy the machine is."""
+    """The longest query of a whole rebuild tells more of how busy the machine is than of the rebuild."""
     say("readers during a rebuild")
     yield at_most("longest query during a rebuild", longest_query(app, rebuild_command(app)), "ms", None)
-    say("the swap")
-    replay_without_swap(app)
-    yield at_most("readers blocked by the swap", LOCK_WAIT_MS + swap_transaction(app), "ms", 100)
+    replay_without_merge(app)
+    for what, spoilt in (("none", "false"), ("1 %", "random() < 0.01"), ("all", "true")):
+        say(f"merging, {what} of the rows differ")
+        yield at_most(f"merge of all rows, {what} differ", merging(app, spoilt), "s", None)
 
 
 def longest_query(app: Application, process: subprocess.Popen[bytes]) -> float:
@@ -202,9 +201,9 @@ def longest_query(app: Application, process: subprocess.Popen[bytes]) -> float:
     return longest * 1e3
 
 
-def replay_without_swap(app: Application) -> None:
-    with psycopg.connect(app.settings.database()) as reader, suppress(SwapBlocked):
-        reader.execute("SELECT FROM coupon_clock.coupon_template LIMIT 1")
+def replay_without_merge(app: Application) -> None:
+    with psycopg.connect(app.settings.database()) as holder, suppress(SwapBlocked):
+        holder.execute("LOCK TABLE coupon_clock.coupon_template IN SHARE MODE")
         app.maintenance.rebuild(options=RebuildOptions(swap_patience_s=0))
 
 
@@ -218,15 +217,14 @@ def scaling(server_url: str) -> Figure:
     return at_most("time an event at 10 million, to that at 0.1 million", ratio, "times", 1.2)
 
 
-def swap_transaction(app: Application) -> float:
-    """In milliseconds."""
-    with only_run(app.store, TEMPLATE_ROWS) as run:
+def merging(app: Application, spoilt: str) -> float:
+    """In seconds, of the transaction that projectors wait for; rolled back afterwards."""
+    with only_run(app.store, TEMPLATE_ROWS) as run, run.connection.transaction(force_rollback=True):
+        run.connection.execute(f"UPDATE coupon_clock.coupon_template SET position = -1 WHERE {spoilt}".encode())
         ((build,),) = run.execute("SELECT build FROM {schema}.checkpoint WHERE name = %s", run.shadow)
         started = perf_counter()
-        assert swap(run, build) is not None
-        took = perf_counter() - started
-        clear_away(run, keep=False)
-    return took * 1e3
+        assert merge(run, build) is not None
+        return perf_counter() - started
 
 
 # ── verify ───────────────────────────────────────────────────────────────────────────────────────

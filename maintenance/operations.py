@@ -35,8 +35,7 @@ class Maintenance:
     def rebuild(
         self, name: str = LIVE, options: RebuildOptions = NO_OPTIONS, progress: Progress = no_progress
     ) -> Rebuilt:
-        """Replays the log into new rows of that projection, and makes them the live ones. `progress(step, done, total)`,
-        in events.
+        """Replays the log into new rows of that projection, and makes them live. `progress(step, done, total)`: events.
 
         Raises UnknownProjection, RebuildRunning, ShadowOfOtherFold, SwapBlocked, ForeignObjects, ForeignTable,
         RowsHidden, MissingRight, UnreadableEvent; the live rows are then as they were.
