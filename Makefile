@@ -25,8 +25,8 @@ test: setup lint  ## Run all tests, on real PostgreSQL and RocketMQ.
 test-fast: setup  ## Run all tests that need no RocketMQ.
 	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not rocketmq"
 
-test-long: setup  ## Run the slow proofs; docs/tested.md keeps their last output.
-	@$(BIN)/python docs/keep_tested.py
+test-long: setup  ## Run what takes long, and all versions (RUNS="words": only these); docs/tested.md keeps the results.
+	@$(BIN)/python docs/keep_tested.py $(RUNS)
 
 lint: setup  ## Check style, types and the direction of imports.
 	@$(BIN)/ruff check .
@@ -44,7 +44,7 @@ docs: setup  ## Make docs/api.md from the code.
 
 clean:  ## Remove all that make has made; stops the local servers first.
 	@for folder in .local .demo; do if [ -d $$folder ] && [ -x $(BIN)/coupon-clock ]; then $(BIN)/coupon-clock local down --dir $$folder; fi; done
-	@rm -rf .venv build .local .demo *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@rm -rf .venv build .local .demo .tested *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # ── the environment, in steps that are repeated only when their inputs changed ───────────────────

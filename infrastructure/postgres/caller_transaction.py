@@ -15,6 +15,7 @@ from psycopg.rows import TupleRow, tuple_row
 
 from coupon_clock.domain.errors import CouponClockError, OutcomeUnknown
 from coupon_clock.infrastructure.postgres.binary_cursor import BinaryCursor
+from coupon_clock.infrastructure.postgres.connection import name_statements_apart
 from coupon_clock.infrastructure.postgres.database import Schema
 from coupon_clock.infrastructure.postgres.errors import DatabaseUnavailable, MissingRight, translate_errors
 
@@ -70,6 +71,7 @@ def enlist(connection: Connection[Any], schema: Schema, table: str) -> Iterator[
     Raises UnusableTransaction, DatabaseUnavailable; the transaction is then as it was, unless the connection broke.
     """
     refuse_unusable(connection)
+    name_statements_apart(connection)
     try:
         with translate_errors(), default_rows_and_cursors(connection) as lent:
             lent.execute(BEGIN)

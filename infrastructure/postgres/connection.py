@@ -1,6 +1,7 @@
 """Connections that depend on nothing of their session, and never wait for PostgreSQL for ever."""
 
 from contextlib import suppress
+from secrets import randbits
 from time import monotonic
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ LONG_STATEMENT_LIMIT_S = 3600.0
 """Of a rebuild, a migration, a verification: what reads or writes whole tables."""
 ANSWER_LIMIT_S = 5.0
 CONNECT_TIMEOUT_S = 5
+FIRST_NAME = 2**62
 
 START_UP = {
     "client_encoding": "UTF8",
@@ -89,8 +91,20 @@ def options(settings: Settings) -> dict[str, Any]:
 
 def set_up(connection: Connection[Any]) -> None:
     """Transactions of several statements are what BEGIN says, whatever the role or the database has by default."""
+    name_statements_apart(connection)
     connection.isolation_level = IsolationLevel.READ_COMMITTED
     connection.read_only = False
+
+
+def name_statements_apart(connection: Connection[Any]) -> None:
+    """Gives the statements that are prepared from now on names that no other client has.
+
+    A pooler that knows nothing of prepared statements hands a session on with those of its last client, who may have
+    named another statement as we would: on another schema, with the same parameters.
+    """
+    prepared = connection._prepared
+    if prepared._prepared_idx < FIRST_NAME:
+        prepared._prepared_idx = FIRST_NAME + randbits(62)
 
 
 def connect(settings: Settings, limit_s: float = STATEMENT_LIMIT_S) -> Connection[TupleRow]:

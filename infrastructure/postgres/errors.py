@@ -9,6 +9,7 @@ import psycopg
 from psycopg import Connection
 from psycopg.errors import (
     InsufficientPrivilege,
+    InvalidSqlStatementName,
     InvalidTransactionInitiation,
     LockNotAvailable,
     QueryCanceled,
@@ -59,11 +60,17 @@ class MissingRight(DatabaseUnavailable):
 `coupon-clock migrate --print-roles` prints that for an owner, an application and a reader."""
 
 
+class PoolerWithoutPreparedStatements(DatabaseUnavailable):
+    """Nothing was changed, because a pooler before PostgreSQL keeps no prepared statements ({reason}): \
+use PgBouncer 1.21 or newer with max_prepared_statements above 0, or connect to PostgreSQL itself."""
+
+
 @contextmanager
 def translate_errors(*passed_on: type[psycopg.Error]) -> Iterator[None]:
     """Turns what psycopg says when PostgreSQL is away into DatabaseUnavailable: for reads, which may be repeated.
 
-    `passed_on`: what the caller deals with itself. Raises UnsuitableTransactions and MissingRight too.
+    `passed_on`: what the caller deals with itself. Raises UnsuitableTransactions, MissingRight and
+    PoolerWithoutPreparedStatements too.
     """
     try:
         yield
@@ -73,6 +80,8 @@ def translate_errors(*passed_on: type[psycopg.Error]) -> Iterator[None]:
         raise MissingRight(first_line(error)) from error
     except NOT_BY_DEFAULT as error:
         raise unsuitable(error) from error
+    except InvalidSqlStatementName as error:
+        raise PoolerWithoutPreparedStatements(first_line(error)) from error
     except (*MAY_BE_ABSENCE, PoolClosed) as error:
         if not _is_absence(error):
             raise

@@ -11,8 +11,8 @@ import psycopg
 import pytest
 
 from coupon_clock.local_servers.detached import end
-from coupon_clock.local_servers.errors import DataFolderOccupied, ServerDidNotStart
-from coupon_clock.local_servers.postgres import LocalPostgres
+from coupon_clock.local_servers.errors import DataFolderOccupied, LocalServersUnavailable, ServerDidNotStart
+from coupon_clock.local_servers.postgres import LocalPostgres, binaries, major_version
 
 
 @pytest.fixture
@@ -121,8 +121,26 @@ def test_a_data_folder_that_is_not_postgresql_is_refused_and_left_alone(
 def test_data_of_another_version_is_refused(postgres: LocalPostgres) -> None:
     (postgres.data / "global").mkdir(parents=True)
     (postgres.data / "global" / "pg_control").touch()
-    (postgres.data / "PG_VERSION").write_text("16\n")
-    with pytest.raises(DataFolderOccupied, match="something else than PostgreSQL 18 data"):
+    (postgres.data / "PG_VERSION").write_text("14\n")
+    with pytest.raises(DataFolderOccupied, match=f"something else than PostgreSQL {major_version()} data"):
+        postgres.start()
+
+
+def test_the_binaries_of_another_postgresql_can_be_named(
+    postgres: LocalPostgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = tmp_path / "others"
+    others.symlink_to(binaries())
+    monkeypatch.setenv("POSTGRES_BIN", str(others))
+    assert binaries() == others
+    assert str(answer(postgres.start(), "SHOW server_version")).startswith(major_version())
+
+
+def test_a_folder_without_binaries_is_refused_by_the_name_of_its_setting(
+    postgres: LocalPostgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POSTGRES_BIN", str(tmp_path))
+    with pytest.raises(LocalServersUnavailable, match=f"POSTGRES_BIN is {tmp_path}"):
         postgres.start()
 
 

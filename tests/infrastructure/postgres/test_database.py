@@ -167,3 +167,13 @@ def test_a_read_only_role_is_told_what_to_do_and_can_read(database_url):
 def given_default(database_url: str, setting: str) -> None:
     with psycopg.connect(database_url, autocommit=True) as connection:
         connection.execute(f"ALTER DATABASE {connection.info.dbname} SET {setting}")
+
+
+def test_no_two_connections_name_a_prepared_statement_alike(settings):
+    names = []
+    for _ in range(2):
+        with connect(settings) as connection:
+            for number in range(3):
+                connection.execute(f"SELECT {number} AS n, %s::int", (1,), prepare=True)
+            names += [name for (name,) in connection.execute("SELECT name FROM pg_prepared_statements")]
+    assert len(set(names)) == len(names) == 6
