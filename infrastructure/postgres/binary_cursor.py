@@ -25,7 +25,10 @@ class UtcLoader(Loader):
     format = Format.BINARY
 
     def load(self, data: Buffer) -> datetime:
-        return EPOCH + timedelta(microseconds=INT8.unpack(data)[0])
+        try:
+            return EPOCH + timedelta(microseconds=INT8.unpack(data)[0])
+        except OverflowError as error:
+            raise psycopg.DataError("a time beyond the years 1 to 9999") from error
 
 
 ADAPTERS.register_loader("timestamptz", UtcLoader)
