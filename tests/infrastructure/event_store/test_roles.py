@@ -1,6 +1,7 @@
 """The three roles of roles.sql: each can do its part, and nothing else."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from threading import Event
 
 import psycopg
@@ -20,9 +21,9 @@ ROLES = ("owner", "app", "reader")
 
 
 @pytest.fixture(scope="module")
-def own_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalPostgres]:
+def own_server(server_folder: Path) -> Iterator[LocalPostgres]:
     """Roles belong to a server, not to a database."""
-    server = LocalPostgres(tmp_path_factory.mktemp("roles") / "postgres")
+    server = LocalPostgres(server_folder / "roles")
     server.start()
     yield server
     server.kill()
