@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Self
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from coupon_clock.domain.errors import CouponClockError
+from coupon_clock.infrastructure.database_url import libpq_url
 
 
 @dataclass(eq=False)
@@ -20,10 +21,13 @@ class UnusableSettings(CouponClockError):
 class Settings(BaseSettings):
     """Seconds where a name says how long."""
 
-    model_config = SettingsConfigDict(env_prefix="COUPON_CLOCK_", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(
+        env_prefix="COUPON_CLOCK_", frozen=True, extra="forbid", hide_input_in_errors=True
+    )
 
     database_url: SecretStr = SecretStr("")
-    """A libpq URL. No default: nobody should end coupons in a database they did not name."""
+    """A URL or key=value pairs of libpq, or SQLAlchemy's postgresql+psycopg://. No default: nobody should end coupons
+    in a database they did not name."""
     database_schema: str = Field("coupon_clock", pattern=r"^[a-z_][a-z0-9_]{0,30}$")
     """The one schema that holds all tables."""
     database_connections: int = Field(10, ge=2, le=1_000)
@@ -63,7 +67,14 @@ class Settings(BaseSettings):
         try:
             return cls(**given)  # type: ignore[arg-type]
         except ValidationError as error:
-            raise UnusableSettings("; ".join(map(_in_words, error.errors()))) from error
+            problems = error.errors(include_url=False, include_context=False)
+            # Not `from error`: that holds all that was given, secrets too.
+            raise UnusableSettings("; ".join(_in_words(problem) for problem in problems)) from None
+
+    @field_validator("database_url")
+    @classmethod
+    def _as_libpq_takes_it(cls, given: SecretStr) -> SecretStr:
+        return SecretStr(libpq_url(given.get_secret_value()))
 
     def database(self) -> str:
         """The libpq URL. Raises UnusableSettings where it is not set."""
@@ -82,6 +93,9 @@ class Settings(BaseSettings):
 
 
 def _in_words(problem: object) -> str:
+    """Repeats what was given for a setting that is known and no secret: an unknown one may be a secret misspelt."""
     assert isinstance(problem, dict)
-    name = "_".join(str(part) for part in problem["loc"]).upper()
-    return f"COUPON_CLOCK_{name}: {problem['msg']} (got {problem['input']!r})"
+    name = "_".join(str(part) for part in problem["loc"])
+    field = Settings.model_fields.get(name)
+    got = f" (got {problem['input']!r})" if field and field.annotation is not SecretStr else ""
+    return f"COUPON_CLOCK_{name.upper()}: {problem['msg'].removeprefix('Value error, ')}{got}"

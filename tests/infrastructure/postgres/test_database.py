@@ -38,11 +38,6 @@ def test_a_server_that_does_not_exist_is_an_error_that_says_what_to_check(tmp_pa
         open_database(Settings.load(database_url=f"postgresql://postgres@/postgres?host={tmp_path}"))
 
 
-def test_a_url_that_cannot_be_read_is_an_error_that_says_what_to_check():
-    with pytest.raises(DatabaseUnavailable, match="COUPON_CLOCK_DATABASE_URL"):
-        connect(Settings.load(database_url="nonsense"))
-
-
 def test_a_pool_whose_connections_are_all_in_use_names_the_setting(database_url):
     settings = Settings.load(database_url=database_url, database_connections=2)
     with (
