@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from threading import Event as StopEvent
+from threading import Thread
+from time import monotonic
 from types import TracebackType
 from typing import Any, Generic, Literal, Self
 from uuid import UUID
@@ -34,10 +36,11 @@ from coupon_clock.infrastructure.messaging.messages import ExpiryDue, Unreadable
 from coupon_clock.infrastructure.messaging.rejected import Rejected, RejectedMessages
 from coupon_clock.infrastructure.notifier import Notifier
 from coupon_clock.infrastructure.postgres.caller_transaction import enlist
-from coupon_clock.infrastructure.postgres.connection import LONG_STATEMENT_LIMIT_S, connect
+from coupon_clock.infrastructure.postgres.connection import connect
 from coupon_clock.infrastructure.postgres.database import Database, Schema
 from coupon_clock.infrastructure.postgres.errors import DatabaseUnavailable, translate_errors
 from coupon_clock.infrastructure.postgres.server_clock import ServerClock
+from coupon_clock.infrastructure.postgres.time_limit import LONG_STATEMENT_LIMIT_S
 from coupon_clock.infrastructure.progress import Progress, no_progress
 from coupon_clock.infrastructure.scheduling.alarms import Alarms
 from coupon_clock.infrastructure.scheduling.due_result import (
@@ -68,6 +71,8 @@ RELAY_POLL_S = 0.2
 FOLLOW_POLL_S = 0.05
 LONGEST_YIELD_S = 0.5
 REARM_BATCH = 5_000
+LONGEST_STOP_S = 14.0
+FINISH_S = 2.0
 
 log = structlog.get_logger()
 
@@ -276,14 +281,22 @@ class Runtime(Generic[State, Command, Event]):
         try:
             yield parts
         finally:
-            stop.set()
-            self._alarms_changed.notify()
-            self.log_grew.notify()
-            join(others)
-            parts.finish()
-            broker.close()
-            join(receivers)
-            log.info("stopped", action="stop", roles=list(roles))
+            if not self.database.is_forked:
+                stop.set()
+                self._stop(others, receivers, parts, broker)
+                log.info("stopped", action="stop", roles=list(roles))
+
+    def _stop(self, others: Sequence[Thread], receivers: Sequence[Thread], parts: Parts, broker: Broker) -> None:
+        """Takes no longer than 20 s, whatever PostgreSQL does: what it keeps from ending is left to end by itself."""
+        self._alarms_changed.notify()
+        self.log_grew.notify()
+        until = monotonic() + LONGEST_STOP_S
+        join(others, until)
+        finishing = Thread(target=parts.finish, name="coupon-clock-finish", daemon=True)
+        finishing.start()
+        join([finishing], until + FINISH_S)
+        broker.close()
+        join(receivers, until + 2 * FINISH_S)
 
     def parts(self, broker: Broker) -> Parts:
         """What acts on this broker, each to be run once or for ever."""

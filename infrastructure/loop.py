@@ -1,10 +1,12 @@
 """How every loop runs: tick, back off, report, stop. What a loop does is its `run_once`."""
 
 import gc
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from threading import Event, Thread
+from time import monotonic
 
 import structlog
 from msgspec import Struct
@@ -16,8 +18,6 @@ from coupon_clock.infrastructure.notifier import Wait
 
 Counts = Counter[str]
 """What one tick did, by name; empty when there was nothing to do."""
-
-LONGEST_STOP_S = 15
 
 GARBAGE_THRESHOLDS = (50_000, 20, 20)
 LONGEST_TURN_S = 0.0005
@@ -48,10 +48,13 @@ class Loop(Struct, frozen=True):
 
     def run_forever(self, stop: Event) -> None:
         backoff = Backoff()
+        process = os.getpid()
         while not stop.is_set():
             try:
                 counts = self.run_once()
             except Exception as error:
+                if os.getpid() != process:
+                    raise  # a handler forked: the loop is its parent's
                 seconds = backoff.failed()
                 self._report(error, seconds)
                 stop.wait(seconds)
@@ -77,6 +80,7 @@ def start(loops: Sequence[Loop], stop: Event) -> list[Thread]:
     return threads
 
 
-def join(threads: Sequence[Thread]) -> None:
+def join(threads: Sequence[Thread], until: float) -> None:
+    """Waits for all until `time.monotonic()` is that; what still runs then waits for PostgreSQL, and ends by itself."""
     for thread in threads:
-        thread.join(LONGEST_STOP_S)
+        thread.join(max(0.0, until - monotonic()))

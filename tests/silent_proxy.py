@@ -1,5 +1,5 @@
 """A proxy before PostgreSQL that can go silent: it then keeps its connections open, takes what is sent, and passes on
-nothing; connections that come later work."""
+nothing; connections that come later work, unless it stays silent."""
 
 import socket
 from collections.abc import Iterator
@@ -27,6 +27,10 @@ class SilentProxy:
         """The connections that there are."""
         self._silence.set()
         self._silence = Event()
+
+    def stay_silent(self) -> None:
+        """Those that come, too."""
+        self._silence.set()
 
     def close(self) -> None:
         for each in (self._listener, *self._sockets):

@@ -16,9 +16,9 @@ from psycopg.rows import TupleRow
 
 from coupon_clock.domain.decider import Event
 from coupon_clock.infrastructure.event_store.store import Envelope, EventStore
-from coupon_clock.infrastructure.postgres.connection import LONG_STATEMENT_LIMIT_S
 from coupon_clock.infrastructure.postgres.database import Database, fetch_one
 from coupon_clock.infrastructure.postgres.errors import translate_errors
+from coupon_clock.infrastructure.postgres.time_limit import LONG_STATEMENT_LIMIT_S
 
 # The fields of RecordedEvent, in their order; `topic` says nothing that is not in `state`.
 COLUMNS = "originator_id, originator_version, NULL, state, notification_id, recorded_at, command_id, cause, actor"

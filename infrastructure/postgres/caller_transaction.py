@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 from psycopg import Connection
+from psycopg.abc import PQGen
 from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow, tuple_row
 
@@ -18,6 +19,9 @@ from coupon_clock.infrastructure.postgres.binary_cursor import BinaryCursor
 from coupon_clock.infrastructure.postgres.connection import name_statements_apart
 from coupon_clock.infrastructure.postgres.database import Schema
 from coupon_clock.infrastructure.postgres.errors import DatabaseUnavailable, MissingRight, translate_errors
+from coupon_clock.infrastructure.postgres.time_limit import STATEMENT_LIMIT_S, limited
+
+T = TypeVar("T")
 
 # Where the caller has not said anything yet: without it, the savepoint would be a transaction, and commit.
 BEGIN = "SELECT"
@@ -66,14 +70,15 @@ class Enlisted(NamedTuple):
 
 @contextmanager
 def enlist(connection: Connection[Any], schema: Schema, table: str) -> Iterator[Enlisted]:
-    """Lends the caller's connection for one command; `table` must be in `schema`.
+    """Lends the caller's connection for one command; `table` must be in `schema`. Where PostgreSQL is silent, the
+    connection is closed: only so does the call end.
 
     Raises UnusableTransaction, DatabaseUnavailable; the transaction is then as it was, unless the connection broke.
     """
     refuse_unusable(connection)
     name_statements_apart(connection)
     try:
-        with translate_errors(), default_rows_and_cursors(connection) as lent:
+        with translate_errors(), time_limits(connection), default_rows_and_cursors(connection) as lent:
             lent.execute(BEGIN)
             with lent.transaction():
                 yield Enlisted(lent, schema, refuse_unfit(lent, schema.name, table))
@@ -81,6 +86,20 @@ def enlist(connection: Connection[Any], schema: Schema, table: str) -> Iterator[
         raise UnusableTransaction(f"its role may not write the log ({error.reason}): GRANT it that") from error
     except OutcomeUnknown as lost:
         raise DatabaseUnavailable("the connection broke, and the transaction with it") from lost
+
+
+@contextmanager
+def time_limits(connection: Connection[Any]) -> Iterator[None]:
+    """Meanwhile: psycopg waits for each answer through the connection's method `wait`."""
+
+    def wait(waiting: PQGen[T], *args: Any, **options: Any) -> T:
+        return type(connection).wait(connection, limited(connection, waiting, STATEMENT_LIMIT_S), *args, **options)
+
+    vars(connection)["wait"] = wait
+    try:
+        yield
+    finally:
+        del vars(connection)["wait"]
 
 
 @contextmanager

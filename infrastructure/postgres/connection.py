@@ -1,24 +1,20 @@
 """Connections that depend on nothing of their session, and never wait for PostgreSQL for ever."""
 
-from contextlib import suppress
 from secrets import randbits
-from time import monotonic
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import psycopg
-from psycopg import Connection, IsolationLevel
+from psycopg import Connection, ConnectionInfo, IsolationLevel
 from psycopg.abc import PQGen, Query
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import TupleRow
 
 from coupon_clock.infrastructure.postgres.binary_cursor import BinaryCursor
 from coupon_clock.infrastructure.postgres.errors import translate_errors
+from coupon_clock.infrastructure.postgres.time_limit import STATEMENT_LIMIT_S, IsAtWork, NoAnswer, limited
 from coupon_clock.infrastructure.settings import Settings
 
-STATEMENT_LIMIT_S = 10.0
-LONG_STATEMENT_LIMIT_S = 3600.0
-"""Of a rebuild, a migration, a verification: what reads or writes whole tables."""
-ANSWER_LIMIT_S = 5.0
 CONNECT_TIMEOUT_S = 5
 FIRST_NAME = 2**62
 
@@ -36,42 +32,14 @@ START_UP = {
 T = TypeVar("T")
 
 
-class NoAnswer(psycopg.OperationalError):
-    """PostgreSQL did not answer in time: the connection is closed, and what it was doing is unknown."""
-
-
 class LimitedConnection(Connection[TupleRow]):
-    """A statement that takes longer than `limit_s` is cancelled; if even that brings no answer, the connection is
-    closed and NoAnswer raised. PostgreSQL's own statement_timeout ends no wait for a server that went silent."""
+    """Each wait on it ends (time_limit.py). `is_at_work`: where statements may take long."""
 
     limit_s = STATEMENT_LIMIT_S
+    is_at_work: IsAtWork | None = None
 
     def wait(self, gen: PQGen[T], *args: Any, **options: Any) -> T:
-        return super().wait(self._limited(gen), *args, **options)
-
-    def _limited(self, gen: PQGen[T]) -> PQGen[T]:
-        """psycopg resumes a generator when the socket is ready, and every tenth of a second when it is not."""
-        cancel_at = monotonic() + self.limit_s
-        cancelled = False
-        ready: Any = None
-        try:
-            while True:
-                ready = yield gen.send(ready)
-                if ready or monotonic() < cancel_at:
-                    continue
-                if not cancelled:
-                    cancelled = True
-                    with suppress(psycopg.Error):
-                        self.cancel_safe(timeout=ANSWER_LIMIT_S - 1)
-                elif monotonic() > cancel_at + ANSWER_LIMIT_S:
-                    self.pgconn.finish()
-                    raise NoAnswer(f"it did not answer for {self.limit_s + ANSWER_LIMIT_S:g} s")
-        except StopIteration as finished:
-            return finished.value  # type: ignore[no-any-return]
-        except psycopg.errors.QueryCanceled as error:
-            if cancelled:
-                raise psycopg.errors.QueryCanceled(f"it took longer than {self.limit_s:g} s") from error
-            raise
+        return super().wait(limited(self, gen, self.limit_s, self.is_at_work), *args, **options)
 
 
 OPTIONS: dict[str, Any] = {
@@ -109,11 +77,48 @@ def name_statements_apart(connection: Connection[Any]) -> None:
 
 def connect(settings: Settings, limit_s: float = STATEMENT_LIMIT_S) -> Connection[TupleRow]:
     """One autocommitting connection, set up as those of a Database. Raises DatabaseUnavailable."""
+    given = options(settings)
     with translate_errors():
-        connection = LimitedConnection.connect(**options(settings))
+        if limit_s > STATEMENT_LIMIT_S:
+            given["application_name"] = name = (
+                f"{given.get('application_name', 'coupon-clock')[:40]} {uuid4().hex[:12]}"
+            )
+        connection = LimitedConnection.connect(**given)
         connection.limit_s = limit_s
         set_up(connection)
+        if limit_s > STATEMENT_LIMIT_S and is_at_work(connection, name):
+            connection.is_at_work = seen_from_outside(settings, connection.info, name)
         return connection
+
+
+AT_WORK = """
+SELECT EXISTS (
+  SELECT FROM pg_stat_activity
+   WHERE application_name = %s AND state = 'active' AND wait_event_type IS DISTINCT FROM 'Client')
+"""
+
+
+def is_at_work(connection: Connection[TupleRow], name: str) -> bool:
+    """Of a connection itself, False where its name, or what it does, cannot be seen: behind some poolers, and with
+    track_activities off."""
+    return connection.execute(AT_WORK, (name,)).fetchone() == (True,)
+
+
+def seen_from_outside(settings: Settings, info: ConnectionInfo, name: str) -> IsAtWork:
+    """Over a new connection to the same server."""
+    server = {"host": info.host, "hostaddr": info.hostaddr, "port": info.port}
+    target = options(settings) | {key: value for key, value in server.items() if value}
+
+    def look() -> bool:
+        try:
+            with LimitedConnection.connect(**target) as connection:
+                return is_at_work(connection, name)
+        except (psycopg.errors.ConnectionTimeout, NoAnswer):
+            return False
+        except psycopg.Error:
+            return True  # it answers, though not to this question: too many connections, for instance
+
+    return look
 
 
 def execute_script(connection: Connection[Any], script: Query) -> None:

@@ -17,14 +17,17 @@ from psycopg_pool import ConnectionPool, PoolTimeout
 from coupon_clock.domain.errors import CouponClockError
 from coupon_clock.infrastructure.postgres.connection import (
     CONNECT_TIMEOUT_S,
-    STATEMENT_LIMIT_S,
     LimitedConnection,
     connect,
     options,
     set_up,
 )
 from coupon_clock.infrastructure.postgres.errors import PoolExhausted, translate_errors
+from coupon_clock.infrastructure.postgres.time_limit import STATEMENT_LIMIT_S
 from coupon_clock.infrastructure.settings import Settings
+
+POOL_CLOSE_S = 1.0
+"""For the pool's threads, which may be connecting."""
 
 
 class Schema:
@@ -102,7 +105,7 @@ class Database:
     def close(self) -> None:
         """Closes the pool; a connection in use is closed when it is given back. Does nothing after a fork."""
         if not self.is_forked:
-            self._pool.close()
+            self._pool.close(POOL_CLOSE_S)
 
     @property
     def is_forked(self) -> bool:
@@ -152,6 +155,7 @@ class _Pool(ConnectionPool[LimitedConnection]):
         self._check_new = check
         self._refusal: CouponClockError | None = None
         self._lent: set[int] = set()
+        self._opened_by = os.getpid()
         self.made = 0
         super().__init__(
             connection_class=LimitedConnection,
@@ -164,6 +168,11 @@ class _Pool(ConnectionPool[LimitedConnection]):
             reconnect_timeout=CONNECT_TIMEOUT_S,
             open=True,
         )
+
+    def __del__(self) -> None:
+        """psycopg's own stops the threads: a fork has none of them, and their locks may be held there for ever."""
+        if os.getpid() == getattr(self, "_opened_by", None):
+            super().__del__()
 
     def getconn(self, timeout: float | None = None) -> LimitedConnection:
         """Returns one that the server has not closed. After a restart it has closed all, so all are replaced."""
@@ -181,12 +190,14 @@ class _Pool(ConnectionPool[LimitedConnection]):
         super().putconn(conn)
 
     def _got(self, timeout: float | None) -> LimitedConnection:
+        in_use = len(self._lent)
         try:
             return super().getconn(timeout)
         except PoolTimeout:
             if self._refusal is not None:
                 raise self._refusal from None
-            if len(self._lent) >= self.max_size:
+            # Afterwards, one may be on its way from hand to hand.
+            if max(in_use, len(self._lent)) >= self.max_size:
                 raise PoolExhausted(f"all {self.max_size} connections of this process were in use for 5 s") from None
             raise
 

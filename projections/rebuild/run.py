@@ -13,8 +13,8 @@ from psycopg.rows import TupleRow
 from coupon_clock.domain.errors import CouponClockError
 from coupon_clock.infrastructure.event_store.lease import PATIENCE_S, Held, Lease
 from coupon_clock.infrastructure.event_store.store import EventStore
-from coupon_clock.infrastructure.postgres.connection import LONG_STATEMENT_LIMIT_S
 from coupon_clock.infrastructure.postgres.errors import DatabaseUnavailable
+from coupon_clock.infrastructure.postgres.time_limit import LONG_STATEMENT_LIMIT_S
 from coupon_clock.infrastructure.progress import Progress, no_progress
 from coupon_clock.projections.engine.projection import Projection
 
