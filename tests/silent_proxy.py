@@ -18,6 +18,7 @@ class SilentProxy:
         self._target = str(Path(str(target["host"])) / f".s.PGSQL.{target.get('port') or 5432}")
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._silence = Event()
+        self._full = Event()
         self._sockets: list[socket.socket] = []
         port = self._listener.getsockname()[1]
         self.url = make_conninfo(url, host="127.0.0.1", port=port)
@@ -32,6 +33,11 @@ class SilentProxy:
         """Those that come, too."""
         self._silence.set()
 
+    def stop_reading(self) -> None:
+        """Takes nothing more from the connections that there are: what is sent fills their buffers."""
+        self._full.set()
+        self._full = Event()
+
     def close(self) -> None:
         for each in (self._listener, *self._sockets):
             with suppress(OSError):
@@ -45,15 +51,15 @@ class SilentProxy:
                 server.connect(self._target)
                 self._sockets += [client, server]
                 for source, sink in ((client, server), (server, client)):
-                    Thread(target=self._pass_on, args=(source, sink, self._silence), daemon=True).start()
+                    Thread(target=self._pass_on, args=(source, sink, self._silence, self._full), daemon=True).start()
 
     @staticmethod
-    def _pass_on(source: socket.socket, sink: socket.socket, silence: Event) -> None:
+    def _pass_on(source: socket.socket, sink: socket.socket, silence: Event, full: Event) -> None:
         with suppress(OSError):
-            while data := source.recv(65_536):
+            while not full.is_set() and (data := source.recv(65_536)):
                 if not silence.is_set():
                     sink.sendall(data)
-            if not silence.is_set():
+            if not silence.is_set() and not full.is_set():
                 sink.shutdown(socket.SHUT_WR)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from threading import Event
+from threading import Barrier, Event
 from time import monotonic
 
 import psycopg
@@ -10,9 +10,14 @@ import pytest
 
 from coupon_clock.app import Application, Settings
 from coupon_clock.domain.errors import OutcomeUnknown
+from coupon_clock.infrastructure.postgres import time_limit
 from coupon_clock.infrastructure.postgres.errors import DatabaseUnavailable
+from coupon_clock.infrastructure.postgres.time_limit import LONG_STATEMENT_LIMIT_S, NoAnswer
+from coupon_clock.projections.coupon_templates import TEMPLATE_ROWS
+from coupon_clock.projections.rebuild.rebuild import rebuild
+from coupon_clock.projections.rebuild.run import Step
 from deadlines import eventually
-from examples import ending_in, increase
+from examples import SHOP, ending_in, increase
 from silent_proxy import SilentProxy, silent_proxy
 
 LONGEST_S = 20.0
@@ -100,18 +105,112 @@ def test_a_follower_goes_on(proxy, through_proxy):
         following.result(LONGEST_S)
 
 
+def test_a_command_in_a_callers_transaction_ends_and_its_connection_is_closed(proxy, through_proxy):
+    template = ending_in(3600)
+    through_proxy.execute(template)
+    with psycopg.connect(proxy.url) as caller, caller.transaction():
+        through_proxy.execute(increase(template.template_id), connection=caller)
+        proxy.fall_silent()
+        began = monotonic()
+        with pytest.raises(DatabaseUnavailable):
+            through_proxy.execute(increase(template.template_id), connection=caller)
+        assert monotonic() - began < LONGEST_S
+        assert caller.closed
+
+
+def test_a_rebuild_ends_and_the_next_one_works(proxy, through_proxy):
+    templates = [ending_in(3600) for _ in range(50)]
+    through_proxy.execute_many(templates)
+
+    def fall_silent(step: Step) -> None:
+        if step == "replay":
+            proxy.fall_silent()
+
+    began = monotonic()
+    with pytest.raises(DatabaseUnavailable):
+        rebuild(through_proxy.store, TEMPLATE_ROWS, after_step=fall_silent)
+    assert monotonic() - began < 2 * LONGEST_S  # its own connection, and the one that gives the lease back
+
+    assert through_proxy.maintenance.rebuild().events == 50
+    assert list(through_proxy.maintenance.verify()) == []
+
+
+def test_loops_stop_and_an_application_closes_in_time_where_new_connections_are_silent_too(proxy, through_proxy):
+    through_proxy.execute(template := ending_in(1))
+    given_open_connections(through_proxy, 10)
+    with through_proxy.running():
+        eventually(lambda: ended(through_proxy, template))
+        proxy.stay_silent()
+        with pytest.raises(DatabaseUnavailable):
+            through_proxy.is_usable(SHOP, ending_in(3600).template_id)  # by now, every loop waits
+        began = monotonic()
+    through_proxy.close()
+    assert monotonic() - began < LONGEST_S
+
+
+# ── statements that may take long ────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def looking_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time_limit, "LOOK_AFTER_S", 0.3)
+    monkeypatch.setattr(time_limit, "LOOK_AGAIN_S", 0.1)
+
+
+def test_a_long_statement_goes_on_while_postgresql_works_on_it(through_proxy, looking_often):
+    with through_proxy.database.connect(LONG_STATEMENT_LIMIT_S) as connection:
+        assert connection.execute("SELECT 7 FROM pg_sleep(2)").fetchone() == (7,)
+
+
+def test_a_long_statement_whose_answer_is_lost_ends_soon_after_its_work(proxy, through_proxy, looking_often):
+    with through_proxy.database.connect(LONG_STATEMENT_LIMIT_S) as connection, ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(connection.execute, "SELECT pg_sleep(2)")
+        eventually(lambda: sleeping(through_proxy))
+        proxy.fall_silent()
+        with pytest.raises(NoAnswer, match="at work on it no longer"):
+            waiting.result(LONGEST_S)
+
+
+@pytest.mark.parametrize("silence", [SilentProxy.fall_silent, SilentProxy.stay_silent])
+def test_a_long_statement_that_never_arrives_ends(proxy, through_proxy, looking_often, silence):
+    with through_proxy.database.connect(LONG_STATEMENT_LIMIT_S) as connection:
+        silence(proxy)
+        with pytest.raises(NoAnswer):
+            connection.execute("SELECT 1")
+
+
+def test_a_long_copy_that_goes_silent_ends(proxy, through_proxy, looking_often):
+    """The server works until nobody takes what it sends any more."""
+    endless = "COPY (SELECT repeat('x', 1000), generate_series(1, 1000000000)) TO STDOUT"
+    with (
+        through_proxy.database.connect(LONG_STATEMENT_LIMIT_S) as connection,
+        pytest.raises(NoAnswer),
+        connection.cursor().copy(endless) as copy,
+    ):
+        copy.read()
+        proxy.stop_reading()
+        while copy.read():
+            pass
+
+
+def sleeping(app: Application) -> bool:
+    with app.database.connection() as connection:
+        asleep = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'"
+        return connection.execute(asleep).rowcount > 0
+
+
+# ── what the above needs ─────────────────────────────────────────────────────────────────────────
+
+
 def given_open_connections(app: Application, number: int) -> None:
-    together = Event()
+    together = Barrier(number)
 
     def hold() -> None:
         with app.database.connection():
             together.wait(10)
 
     with ThreadPoolExecutor(number) as threads:
-        for _ in range(number):
-            threads.submit(hold)
-        eventually(lambda: app.database._pool.get_stats()["pool_available"] == 0)
-        together.set()
+        assert [each.exception() for each in [threads.submit(hold) for _ in range(number)]] == [None] * number
 
 
 def succeeds(call: Callable[[], object]) -> bool:
