@@ -51,6 +51,19 @@ def test_a_pool_whose_connections_are_all_in_use_names_the_setting(database_url)
         pass
 
 
+def test_more_threads_than_a_slow_postgresql_serves_get_that_sentence_all_alike(database_url):
+    settings = Settings.load(database_url=database_url, database_connections=2)
+    with open_database(settings) as database, ThreadPoolExecutor(30) as threads:
+
+        def work_slowly() -> None:
+            with database.connection() as connection:
+                connection.execute("SELECT pg_sleep(1)")
+
+        failures = [each.exception() for each in [threads.submit(work_slowly) for _ in range(30)]]
+    assert {type(failure) for failure in failures if failure} == {PoolExhausted}
+    assert all("all 2 connections" in str(failure) for failure in failures if failure)
+
+
 def test_connections_that_a_restarted_server_forgot_are_replaced_unseen(own_server):
     with open_database(Settings.load(database_url=own_server.url)) as pool:
         pool._pool.wait()
