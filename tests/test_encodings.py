@@ -82,5 +82,7 @@ def test_a_callers_connection_in_another_encoding_stores_what_it_was_given(live,
 
 def stored_name(url: str, template_id: object) -> object:
     with psycopg.connect(url, client_encoding="UTF8") as connection:
-        found = connection.execute("SELECT name FROM coupon_clock.coupon_template WHERE template_id = %s", (template_id,))
+        found = connection.execute(
+            "SELECT name FROM coupon_clock.coupon_template WHERE template_id = %s", (template_id,)
+        )
         return found.fetchone()[0]  # type: ignore[index]

@@ -94,7 +94,9 @@ if child:
     raise SystemExit(os.waitstatus_to_exitcode(status))
 """
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
-    ended = subprocess.run([sys.executable, "-W", "error", "-c", program], timeout=20, capture_output=True, text=True, env=environment)
+    ended = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program], timeout=20, capture_output=True, text=True, env=environment
+    )
     assert (ended.returncode, ended.stderr) == (0, "")
 
 

@@ -182,15 +182,17 @@ def test_a_long_statement_that_never_arrives_ends(proxy, through_proxy, looking_
 def test_a_long_copy_that_goes_silent_ends(proxy, through_proxy, looking_often):
     """The server works until nobody takes what it sends any more."""
     endless = "COPY (SELECT repeat('x', 1000), generate_series(1, 1000000000)) TO STDOUT"
-    with (
-        through_proxy.database.connect(LONG_STATEMENT_LIMIT_S) as connection,
-        pytest.raises(NoAnswer),
-        connection.cursor().copy(endless) as copy,
-    ):
-        copy.read()
-        proxy.stop_reading()
-        while copy.read():
-            pass
+
+    def read_on() -> None:
+        connect = through_proxy.database.connect(LONG_STATEMENT_LIMIT_S)
+        with connect as connection, connection.cursor().copy(endless) as copy:
+            copy.read()
+            proxy.stop_reading()
+            while copy.read():
+                pass
+
+    with pytest.raises(NoAnswer):
+        read_on()
 
 
 def sleeping(app: Application) -> bool:
