@@ -76,24 +76,23 @@ def name_statements_apart(connection: Connection[Any]) -> None:
 
 
 def connect(settings: Settings, limit_s: float = STATEMENT_LIMIT_S) -> Connection[TupleRow]:
-    """One autocommitting connection, set up as those of a Database. Raises DatabaseUnavailable."""
+    """One autocommitting connection, set up as those of a Database. Where a statement may take longer than usual,
+    whether PostgreSQL is at work on it is looked at from outside. Raises DatabaseUnavailable."""
     given = options(settings)
+    name = f"{given.get('application_name', 'coupon-clock')[:40]} {uuid4().hex[:12]}"
+    watched = limit_s > STATEMENT_LIMIT_S
     with translate_errors():
-        if limit_s > STATEMENT_LIMIT_S:
-            given["application_name"] = name = (
-                f"{given.get('application_name', 'coupon-clock')[:40]} {uuid4().hex[:12]}"
-            )
-        connection = LimitedConnection.connect(**given)
+        connection = LimitedConnection.connect(**given | ({"application_name": name} if watched else {}))
         connection.limit_s = limit_s
         set_up(connection)
-        if limit_s > STATEMENT_LIMIT_S and is_at_work(connection, name):
-            connection.is_at_work = seen_from_outside(settings, connection.info, name)
+        if watched and is_at_work(connection, name):
+            connection.is_at_work = seen_from_outside(given, connection.info, name)
         return connection
 
 
 AT_WORK = """
 SELECT EXISTS (
-  SELECT FROM pg_stat_activity
+  SELECT FROM pg_catalog.pg_stat_activity
    WHERE application_name = %s AND state = 'active' AND wait_event_type IS DISTINCT FROM 'Client')
 """
 
@@ -104,10 +103,10 @@ def is_at_work(connection: Connection[TupleRow], name: str) -> bool:
     return connection.execute(AT_WORK, (name,)).fetchone() == (True,)
 
 
-def seen_from_outside(settings: Settings, info: ConnectionInfo, name: str) -> IsAtWork:
+def seen_from_outside(given: dict[str, Any], info: ConnectionInfo, name: str) -> IsAtWork:
     """Over a new connection to the same server."""
     server = {"host": info.host, "hostaddr": info.hostaddr, "port": info.port}
-    target = options(settings) | {key: value for key, value in server.items() if value}
+    target = given | {key: value for key, value in server.items() if value}
 
     def look() -> bool:
         try:
