@@ -14,6 +14,7 @@ from coupon_clock.local_servers.detached import as_user
 from coupon_clock.local_servers.postgres import LocalPostgres, binaries, make_private, plain_environment, user_to_run_as
 from deadlines import eventually
 from examples import ending_in
+from promotion import promote
 
 LONG_AGO = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -54,7 +55,9 @@ def test_after_a_promotion_templates_end_within_seconds_and_all_alarms_are_armed
         primary.kill()
         promote(standby)
 
-        eventually(lambda: events_of(app, soon) == 2, within=20)
+        eventually(lambda: events_of(app, soon) == 2, within=10)
+        app.execute(afterwards := ending_in(1))
+        eventually(lambda: events_of(app, afterwards) == 2, within=10)
         eventually(lambda: armed_at(app, later) is None, within=20)
         assert app.maintenance.verify_promise().violations == []
 
@@ -104,8 +107,3 @@ def has_replayed(primary: LocalPostgres, standby: LocalPostgres) -> bool:
     with psycopg.connect(primary.url) as one, psycopg.connect(standby.url) as other:
         written = one.execute("SELECT pg_current_wal_lsn()").fetchone()
         return bool(other.execute("SELECT pg_last_wal_replay_lsn() >= %s", written).fetchone() == (True,))
-
-
-def promote(standby: LocalPostgres) -> None:
-    with psycopg.connect(standby.url, autocommit=True) as connection:
-        assert connection.execute("SELECT pg_promote()").fetchone() == (True,)

@@ -12,6 +12,7 @@ from coupon_clock.app import Application
 from coupon_clock.infrastructure.event_store.migrations import open_database
 from coupon_clock.infrastructure.event_store.safety import UnsafeLog
 from coupon_clock.infrastructure.postgres.connection import connect, execute_script
+from coupon_clock.infrastructure.postgres.database import Database
 from coupon_clock.infrastructure.postgres.errors import (
     DatabaseUnavailable,
     PoolExhausted,
@@ -21,7 +22,9 @@ from coupon_clock.infrastructure.postgres.errors import (
 )
 from coupon_clock.infrastructure.settings import Settings
 from coupon_clock.local_servers.postgres import LocalPostgres
+from deadlines import eventually
 from examples import ending_in, increase
+from promotion import promote
 
 
 @pytest.fixture
@@ -83,10 +86,16 @@ def test_a_pool_whose_server_came_back_as_a_standby_refuses_and_says_why(own_ser
         with pytest.raises(UnsafeLog, match="standby"), pool.connection():
             pass
 
-        with psycopg.connect(own_server.url) as connection:
-            connection.execute("SELECT pg_promote()")
+        promote(own_server)
+        eventually(lambda: is_lent(pool))
+
+
+def is_lent(pool: Database) -> bool:
+    try:
         with pool.connection() as connection:
-            connection.execute("SELECT 1")
+            return connection.execute("SELECT 1").fetchone() == (1,)
+    except (UnsafeLog, DatabaseUnavailable):
+        return False
 
 
 def test_a_statement_that_takes_too_long_is_reported_apart_from_a_server_that_is_away(settings):
