@@ -210,6 +210,7 @@ class Runtime(Generic[State, Command, Event]):
         self, commands: Sequence[Command], cause: Cause = "command"
     ) -> "list[Executed[Event] | CouponClockError]":
         """What each came to, or its error, in order, in few transactions: one that fails spoils no other."""
+        self.database.refuse_fork()
         return self._handler.handle_many(commands, cause)
 
     # ── reactions ────────────────────────────────────────────────────────────────────────────────

@@ -19,7 +19,7 @@ from examples import SHOP, ending_in
     [
         (["verify"], "", "COUPON_CLOCK_DATABASE_URL is not set"),
         (["verify"], "postgresql://nobody@127.0.0.1:1/nothing", "PostgreSQL cannot be used"),
-        (["verify"], "nonsense", "PostgreSQL cannot be used"),
+        (["verify"], "nonsense", "COUPON_CLOCK_DATABASE_URL: must be postgresql://"),
         (["run", "--role", "cook"], "", "cook is not a role"),
         (["import", "no-such-file"], "", "cannot be read"),
     ],
