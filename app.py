@@ -53,7 +53,7 @@ from coupon_clock.infrastructure.event_store.migrations import (
     SchemaInUse,
     SchemaMissing,
     SchemaTooNew,
-    sql_file,
+    roles,
 )
 from coupon_clock.infrastructure.event_store.safety import UnsafeLog
 from coupon_clock.infrastructure.event_store.store import Envelope, UnreadableEvent
@@ -205,7 +205,7 @@ class Application:
     @staticmethod
     def roles_sql(settings: Settings) -> str:
         """Returns SQL that makes an owner, an application and a reader with their rights (docs/postgresql.md)."""
-        return Schema(settings.database_schema).sql(sql_file("roles.sql")).decode()
+        return roles(Schema(settings.database_schema))
 
     def __enter__(self) -> Self:
         return self

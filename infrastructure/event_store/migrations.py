@@ -1,14 +1,17 @@
 """Makes the tables and functions, by numbered migrations, and opens databases that have them."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from time import monotonic, sleep
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from psycopg import Connection
 from psycopg.errors import DuplicateFunction, DuplicateObject, DuplicateTable, LockNotAvailable
 from psycopg.rows import TupleRow
+from psycopg.sql import SQL, Identifier
+from psycopg.sql import Literal as Value
 
 from coupon_clock.domain.errors import CouponClockError
 from coupon_clock.infrastructure.event_store.safety import refuse_unsafe, refuse_unsafe_log, refuse_unsafe_server
@@ -165,6 +168,18 @@ def plan(
 def script(migration: Migration) -> str:
     """The SQL of one migration, with `{schema}` not filled in yet."""
     return "\n".join(map(sql_file, migration.scripts))
+
+
+def names_made(kind: Literal["TABLE", "FUNCTION"]) -> list[str]:
+    """Returns the names of all tables or functions that the migrations make."""
+    scripts = "".join([LEDGER, *map(script, MIGRATIONS)])
+    return sorted(set(re.findall(rf"CREATE {kind} {{schema}}\.(\w+)", scripts)))
+
+
+def roles(schema: Schema) -> str:
+    """Returns SQL that makes an owner, an application and a reader with their rights."""
+    names = {"tables": Value(names_made("TABLE")), "functions": Value(names_made("FUNCTION"))}
+    return SQL(sql_file("roles.sql")).format(schema=Identifier(schema.name), **names).as_string()
 
 
 def sql_file(name: str) -> str:

@@ -10,7 +10,10 @@ from coupon_clock.infrastructure.postgres.database import Schema, fetch_one
 
 OLDEST_POSTGRESQL = 150_000
 
-LOG_EXISTS = "SELECT to_regclass('{schema}.event') IS NOT NULL"
+SERVER = "SELECT pg_is_in_recovery(), current_setting('server_encoding')"
+LOG_EXISTS = """
+SELECT to_regclass('{schema}.event') IS NOT NULL AND to_regclass('{schema}.projection_table') IS NOT NULL
+"""
 ENABLED_TRIGGERS = """
 SELECT count(*)
   FROM pg_trigger
@@ -48,13 +51,13 @@ def refuse_unsafe_server(connection: Connection[TupleRow]) -> None:
     version = connection.info.server_version
     if version < OLDEST_POSTGRESQL:
         raise UnsafeLog(f"PostgreSQL is {version // 10_000}, and 15 is the oldest that works: upgrade it")
-    encoding = connection.info.parameter_status("server_encoding")
+    is_standby, encoding = fetch_one(connection, SERVER)
     if encoding != "UTF8":
         raise UnsafeLog(
             f"the database {connection.info.dbname} stores text as {encoding}, and only UTF8 holds all names: make "
             "another with CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0"
         )
-    if fetch_one(connection, "SELECT pg_is_in_recovery()")[0]:
+    if is_standby:
         raise UnsafeLog("the server is a standby: connect to the primary")
 
 

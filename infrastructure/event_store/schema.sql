@@ -5,13 +5,15 @@ CREATE FUNCTION {schema}.now_utc() RETURNS timestamptz LANGUAGE sql VOLATILE AS 
 
 -- The first five columns are those of the eventsourcing library. The defaults of the others are for writers that know
 -- nothing of them. Positions are GENERATED ALWAYS: one drawn before the statement that uses it would be drawn without the
--- lock that followers look for (log_reader.py).
+-- lock that followers look for (log_reader.py). Names that statements use are given here: PostgreSQL would choose others
+-- where they are taken, instead of refusing.
 CREATE TABLE {schema}.event (
     originator_id      uuid        NOT NULL,
     originator_version bigint      NOT NULL,
     topic              text        NOT NULL,
     state              bytea       NOT NULL,
-    notification_id    bigint      NOT NULL GENERATED ALWAYS AS IDENTITY,
+    notification_id    bigint      NOT NULL
+                       GENERATED ALWAYS AS IDENTITY (SEQUENCE NAME {schema}.event_notification_id_seq),
     recorded_at        timestamptz NOT NULL DEFAULT {schema}.now_utc(),
     command_id         uuid,
     cause              text        NOT NULL DEFAULT 'command',
@@ -24,7 +26,7 @@ CREATE UNIQUE INDEX event_notification_id_idx ON {schema}.event (notification_id
 -- was known at that version of the stream. The space that fillfactor leaves keeps updates of these in the same page, and
 -- out of the indexes. Rows come and go, so that vacuuming cannot wait for a fifth of them to be dead.
 CREATE TABLE {schema}.alarm (
-    stream_id    uuid PRIMARY KEY,
+    stream_id    uuid CONSTRAINT alarm_pkey PRIMARY KEY,
     due_at       timestamptz NOT NULL,
     version      bigint,
     topic        text,

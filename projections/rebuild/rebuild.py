@@ -28,7 +28,7 @@ from coupon_clock.projections.rebuild.run import (
     nothing_after,
     only_run,
 )
-from coupon_clock.projections.rebuild.swap import OldTableInUse, clear_away
+from coupon_clock.projections.rebuild.swap import OldTableInUse, clear_away, refuse_foreign
 from coupon_clock.projections.rebuild.workers import replay_together, workers_for
 
 __all__ = [
@@ -65,10 +65,11 @@ def rebuild(
     """Returns once the new rows are live. `after_step`: called each time that a step is done (Run).
 
     Raises RebuildRunning, ShadowTakenOver, ShadowOfOtherFold, SwapBlocked, OldTableInUse (of the rebuild before),
-    UnreadableEvent, DatabaseUnavailable; the live rows are then as they were.
+    ForeignTable, UnreadableEvent, DatabaseUnavailable; the live rows are then as they were.
     """
     started, events, position = monotonic(), 0, None
     with translate_errors(), only_run(store, projection, options, progress, after_step) as run:
+        refuse_foreign(run)
         clear_away(run, keep=False)  # what the rebuild before left
         with workers_for(run) as workers:
             next_step, build = plan(run)  # 1. up to which position, in which chunks

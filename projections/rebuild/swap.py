@@ -38,6 +38,13 @@ SELECT relname FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid WHERE in
 log = structlog.get_logger()
 
 
+def refuse_foreign(run: Run) -> None:
+    """Raises ForeignTable where something else has a name that this rebuild needs."""
+    name = run.projection.name
+    for needed in (name, run.shadow, f"{name}_outgoing", *([f"{name}_old"] if run.options.keep_old else [])):
+        exists(run.connection, run.store.database.schema, needed)
+
+
 def swap(run: Run, build: int) -> int | None:
     """Returns the position that is now live; None while the shadow is behind, because rows would go back.
 

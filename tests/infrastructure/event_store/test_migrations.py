@@ -276,6 +276,34 @@ def test_somebody_elses_relation_of_one_of_our_names_is_refused_before_anything_
         assert relations(connection) == [name]
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        "SEQUENCE public.event_notification_id_seq",
+        "TABLE public.alarm_pkey (id integer)",
+        "TYPE public.alarm AS ENUM ('loud')",
+        "FUNCTION public.now_utc() RETURNS integer LANGUAGE sql AS 'SELECT 1'",
+    ],
+)
+def test_so_is_anything_else_that_our_statements_would_take_for_ours(no_tables, other):
+    settings = in_public(no_tables)
+    with connect(settings) as connection:
+        connection.execute(f"CREATE {other}".encode())
+        before = everything(connection)
+        with pytest.raises(ForeignTable, match="already exists"):
+            Application.migrate(settings)
+        assert everything(connection) == before
+
+
+@pytest.mark.parametrize("name", ["event", "alarm", "schema_migration"])
+def test_somebody_elses_table_is_not_examined_as_if_it_were_the_log(no_tables, name):
+    settings = in_public(no_tables)
+    with connect(settings) as connection:
+        connection.execute(f"CREATE TABLE public.{name} (id integer)".encode())
+    with pytest.raises((SchemaMissing, ForeignTable), match="coupon-clock migrate|COUPON_CLOCK_DATABASE_SCHEMA"):
+        Application.open(settings)
+
+
 def test_a_schema_beside_somebody_elses_tables_of_other_names_may_be_ours_too(no_tables):
     settings = Settings.load(database_url=no_tables.database_url.get_secret_value(), database_schema="public")
     with connect(settings) as connection:
@@ -291,8 +319,11 @@ def test_a_schema_beside_somebody_elses_tables_of_other_names_may_be_ours_too(no
 def test_a_rebuild_drops_no_table_that_is_not_its_own(live, connection, suffix):
     connection.execute(f"CREATE TABLE coupon_clock.coupon_template{suffix} AS SELECT 42 AS answer")
     live.execute(ending_in(3600))
+    before = fetch_one(connection, "SELECT 'coupon_clock.coupon_template'::regclass::oid")
     with pytest.raises(ForeignTable, match=f"coupon_template{suffix} was not made by coupon-clock"):
         live.maintenance.rebuild(options=RebuildOptions(keep_old=True))
+    assert fetch_one(connection, "SELECT 'coupon_clock.coupon_template'::regclass::oid") == before
+    assert fetch_one(connection, "SELECT count(*) FROM coupon_clock.checkpoint WHERE name LIKE '%%shadow'") == (0,)
     assert fetch_one(connection, f"SELECT answer FROM coupon_clock.coupon_template{suffix}") == (42,)
 
 
@@ -319,6 +350,21 @@ def test_what_is_ours_is_still_ours_after_a_dump_and_a_restore(postgres, live, d
     with Application.open(no_tables) as app:
         app.maintenance.rebuild()
         assert Application.migrate(no_tables) == []
+
+
+def in_public(settings: Settings) -> Settings:
+    return settings.model_copy(update={"database_schema": "public"})
+
+
+def everything(connection: Connection) -> list[tuple[str, str]]:
+    return connection.execute(
+        """
+        SELECT relkind::text, relname::text FROM pg_class WHERE relnamespace = 'public'::regnamespace
+         UNION ALL
+        SELECT 'function', proname::text FROM pg_proc WHERE pronamespace = 'public'::regnamespace
+         ORDER BY 1, 2
+        """
+    ).fetchall()
 
 
 def relations(connection: Connection) -> list[str]:

@@ -37,10 +37,17 @@ def as_role(own_server: LocalPostgres) -> Iterator[Callable[[str], Settings]]:
         yield lambda role: Settings.load(database_url=make_conninfo(url, user=f"coupon_clock_{role}"))
 
 
-def given_roles(url: str) -> None:
-    printed = coupon_clock("migrate", "--print-roles", database_url=url)
+def given_roles(url: str, schema: str = "coupon_clock") -> None:
+    printed = Application.roles_sql(Settings.load(database_url=url, database_schema=schema))
     with psycopg.connect(url, autocommit=True) as superuser:
-        superuser.execute(printed.stdout.encode())
+        superuser.execute(printed.encode())
+
+
+def test_the_command_line_prints_them_with_the_schema_filled_in():
+    printed = coupon_clock("migrate", "--print-roles")
+    assert printed.returncode == 0
+    assert 'GRANT USAGE ON SCHEMA "coupon_clock" TO coupon_clock_app' in printed.stdout
+    assert "{" not in printed.stdout.replace("'{", "")
 
 
 def test_they_can_be_made_before_the_first_migration_and_again(own_server, as_role):
@@ -54,6 +61,61 @@ def test_they_can_be_made_before_the_first_migration_and_again(own_server, as_ro
     given_roles(url)
     with psycopg.connect(url) as superuser, pytest.raises(psycopg.errors.InsufficientPrivilege):
         superuser.execute("SET ROLE coupon_clock_app; DELETE FROM coupon_clock.schema_migration")
+
+
+@pytest.mark.parametrize("migrated_by", ["postgres", "coupon_clock_owner"])
+def test_in_public_they_get_nothing_of_what_is_somebody_elses(own_server, migrated_by):
+    name = f"shop_of_{migrated_by}"
+    with psycopg.connect(own_server.url, autocommit=True) as superuser:
+        superuser.execute(f"CREATE DATABASE {name}".encode())
+    url = make_conninfo(own_server.url, dbname=name)
+    with psycopg.connect(url, autocommit=True) as shop:
+        execute_script(
+            shop, "CREATE TABLE public.orders (id serial); CREATE FUNCTION public.own() RETURNS int RETURN 1"
+        )
+        before = shop.execute(NOT_OURS).fetchall()
+        given_roles(url, "public")
+        Application.migrate(in_public(url, migrated_by))
+        given_roles(url, "public")
+        assert shop.execute(NOT_OURS).fetchall() == before
+    with Application.open(in_public(url, "coupon_clock_app")) as app:
+        app.execute(ending_in(3600))
+    with Application.open(in_public(url, "coupon_clock_owner")) as owner:
+        owner.maintenance.rebuild()
+    for role in ROLES:
+        with (
+            psycopg.connect(make_conninfo(url, user=f"coupon_clock_{role}")) as connection,
+            pytest.raises(psycopg.errors.InsufficientPrivilege),
+        ):
+            connection.execute("SELECT * FROM public.orders")
+
+
+NOT_OURS = """
+SELECT relname::text, relowner, relacl::text FROM pg_class WHERE relname LIKE 'orders%'
+ UNION ALL
+SELECT proname::text, proowner, proacl::text FROM pg_proc WHERE proname = 'own'
+ UNION ALL
+SELECT nspname::text, nspowner, NULL FROM pg_namespace WHERE nspname = 'public'
+ ORDER BY 1
+"""
+
+
+def in_public(url: str, role: str) -> Settings:
+    return Settings.load(database_url=make_conninfo(url, user=role), database_schema="public")
+
+
+def test_all_that_a_superuser_had_made_is_the_owners_afterwards(own_server):
+    with throw_away_database(own_server.url) as url:
+        given_roles(url)
+        with psycopg.connect(url) as superuser:
+            owners = superuser.execute(
+                """
+                SELECT relowner::regrole::text FROM pg_class WHERE relnamespace = 'coupon_clock'::regnamespace
+                 UNION
+                SELECT proowner::regrole::text FROM pg_proc WHERE pronamespace = 'coupon_clock'::regnamespace
+                """
+            ).fetchall()
+    assert owners == [("coupon_clock_owner",)]
 
 
 def test_an_application_commands_runs_and_reads(as_role):
