@@ -300,7 +300,7 @@ def test_somebody_elses_table_is_not_examined_as_if_it_were_the_log(no_tables, n
     settings = in_public(no_tables)
     with connect(settings) as connection:
         connection.execute(f"CREATE TABLE public.{name} (id integer)".encode())
-    with pytest.raises((SchemaMissing, ForeignTable), match="coupon-clock migrate|COUPON_CLOCK_DATABASE_SCHEMA"):
+    with pytest.raises((SchemaMissing, ForeignTable), match=r"coupon-clock migrate|COUPON_CLOCK_DATABASE_SCHEMA"):
         Application.open(settings)
 
 
