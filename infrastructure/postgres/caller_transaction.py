@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 from psycopg import Connection
 from psycopg.abc import PQGen
+from psycopg.errors import InsufficientPrivilege
 from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow, tuple_row
 
@@ -18,7 +19,8 @@ from coupon_clock.domain.errors import CouponClockError, OutcomeUnknown
 from coupon_clock.infrastructure.postgres.binary_cursor import BinaryCursor
 from coupon_clock.infrastructure.postgres.connection import name_statements_apart
 from coupon_clock.infrastructure.postgres.database import Schema
-from coupon_clock.infrastructure.postgres.errors import DatabaseUnavailable, MissingRight, translate_errors
+from coupon_clock.infrastructure.postgres.errors import DatabaseUnavailable, first_line, translate_errors
+from coupon_clock.infrastructure.postgres.rights import grant_for
 from coupon_clock.infrastructure.postgres.time_limit import STATEMENT_LIMIT_S, limited
 
 T = TypeVar("T")
@@ -78,12 +80,17 @@ def enlist(connection: Connection[Any], schema: Schema, table: str) -> Iterator[
     refuse_unusable(connection)
     name_statements_apart(connection)
     try:
-        with translate_errors(), time_limits(connection), default_rows_and_cursors(connection) as lent:
+        with (
+            translate_errors(InsufficientPrivilege),
+            time_limits(connection),
+            default_rows_and_cursors(connection) as lent,
+        ):
             lent.execute(BEGIN)
             with lent.transaction():
                 yield Enlisted(lent, schema, refuse_unfit(lent, schema.name, table))
-    except MissingRight as error:
-        raise UnusableTransaction(f"its role may not write the log ({error.reason}): GRANT it that") from error
+    except InsufficientPrivilege as error:
+        what_helps = grant_for(error, connection.info.user, schema.name)
+        raise UnusableTransaction(f"its role may not write the log ({first_line(error)}): {what_helps}") from error
     except OutcomeUnknown as lost:
         raise DatabaseUnavailable("the connection broke, and the transaction with it") from lost
 

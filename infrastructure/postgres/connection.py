@@ -11,7 +11,8 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import TupleRow
 
 from coupon_clock.infrastructure.postgres.binary_cursor import BinaryCursor
-from coupon_clock.infrastructure.postgres.errors import translate_errors
+from coupon_clock.infrastructure.postgres.errors import MissingRight, first_line, translate_errors
+from coupon_clock.infrastructure.postgres.rights import grant_for
 from coupon_clock.infrastructure.postgres.time_limit import STATEMENT_LIMIT_S, IsAtWork, NoAnswer, limited
 from coupon_clock.infrastructure.settings import Settings
 
@@ -37,9 +38,14 @@ class LimitedConnection(Connection[TupleRow]):
 
     limit_s = STATEMENT_LIMIT_S
     is_at_work: IsAtWork | None = None
+    schema_name = ""
 
     def wait(self, gen: PQGen[T], *args: Any, **options: Any) -> T:
-        return super().wait(limited(self, gen, self.limit_s, self.is_at_work), *args, **options)
+        try:
+            return super().wait(limited(self, gen, self.limit_s, self.is_at_work), *args, **options)
+        except psycopg.errors.InsufficientPrivilege as error:
+            what_helps = grant_for(error, self.info.user, self.schema_name)
+            raise MissingRight(f"{first_line(error)}: {what_helps}") from error
 
 
 OPTIONS: dict[str, Any] = {
@@ -57,11 +63,12 @@ def options(settings: Settings) -> dict[str, Any]:
     return START_UP | given | {"client_encoding": START_UP["client_encoding"]} | OPTIONS
 
 
-def set_up(connection: Connection[Any]) -> None:
+def set_up(connection: LimitedConnection, settings: Settings) -> None:
     """Transactions of several statements are what BEGIN says, whatever the role or the database has by default."""
     name_statements_apart(connection)
     connection.isolation_level = IsolationLevel.READ_COMMITTED
     connection.read_only = False
+    connection.schema_name = settings.database_schema
 
 
 def name_statements_apart(connection: Connection[Any]) -> None:
@@ -84,7 +91,7 @@ def connect(settings: Settings, limit_s: float = STATEMENT_LIMIT_S) -> Connectio
     with translate_errors():
         connection = LimitedConnection.connect(**given | ({"application_name": name} if watched else {}))
         connection.limit_s = limit_s
-        set_up(connection)
+        set_up(connection, settings)
         if watched and is_at_work(connection, name):
             connection.is_at_work = seen_from_outside(given, connection.info, name)
         return connection

@@ -152,6 +152,7 @@ class _Pool(ConnectionPool[LimitedConnection]):
     """Raises the check's refusal instead of a timeout while new connections are refused."""
 
     def __init__(self, settings: Settings, check: Callable[[Connection[TupleRow]], None]) -> None:
+        self._settings = settings
         self._check_new = check
         self._refusal: CouponClockError | None = None
         self._lent: set[int] = set()
@@ -203,7 +204,7 @@ class _Pool(ConnectionPool[LimitedConnection]):
 
     def _admit(self, connection: LimitedConnection) -> None:
         self.made += 1
-        set_up(connection)
+        set_up(connection, self._settings)
         self._refusal = None
         try:
             self._check_new(connection)

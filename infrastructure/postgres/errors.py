@@ -56,8 +56,8 @@ def unsuitable(error: psycopg.Error) -> UnsuitableTransactions:
 
 
 class MissingRight(DatabaseUnavailable):
-    """The role may not do this, and nothing was changed ({reason}): GRANT it what it needs; \
-`coupon-clock migrate --print-roles` prints that for an owner, an application and a reader."""
+    """Nothing was changed, because a right is missing ({reason}); `coupon-clock migrate --print-roles` prints all that \
+an owner, an application and a reader need."""
 
 
 class PoolerWithoutPreparedStatements(DatabaseUnavailable):
