@@ -1,5 +1,6 @@
 """The log on another server than before: after a promotion, with all loops running, and after a restore."""
 
+import shutil
 import subprocess
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -9,7 +10,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from coupon_clock.app import Application, Settings
+from coupon_clock.app import Application, DatabaseUnavailable, Settings
 from coupon_clock.local_servers.detached import as_user
 from coupon_clock.local_servers.postgres import LocalPostgres, binaries, make_private, plain_environment, user_to_run_as
 from deadlines import eventually
@@ -79,6 +80,73 @@ def test_a_restored_database_is_armed_anew_by_a_relay_and_by_nothing_else(postgr
             eventually(lambda: armed_at(app, template) is None)
 
 
+def test_a_database_restored_from_a_dump_under_running_loops_is_armed_anew(postgres, settings, database_url):
+    template = ending_in(1800)
+    with Application.open(settings) as app:
+        app.execute(template)
+        given_armed(app, template)
+        dumped = subprocess.run(
+            [str(binaries() / "pg_dump"), "-Fc", "-d", database_url], check=True, capture_output=True
+        ).stdout
+        with app.running():
+            app.find(template.shop_number, template.template_id, at_least=1, timeout=20)
+            assert armed_at(app, template) == LONG_AGO
+            restore(postgres.url, database_url, dumped)
+
+            eventually(lambda: armed_at(app, template) not in (LONG_AGO, False), within=30)
+        assert list(app.maintenance.verify()) == []
+
+
+def restore(server_url: str, database_url: str, dumped: bytes) -> None:
+    """Under the same name, once it is whole."""
+    name = conninfo_to_dict(database_url)["dbname"]
+    with psycopg.connect(server_url, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}_new".encode())
+        into = make_conninfo(database_url, dbname=f"{name}_new")
+        subprocess.run([str(binaries() / "pg_restore"), "-e", "-d", into], input=dumped, check=True)
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+        connection.execute(f"ALTER DATABASE {name}_new RENAME TO {name}".encode())
+
+
+def test_a_recovery_to_a_point_in_time_in_the_same_place_is_armed_anew(primary, tmp_path):
+    settings = Settings.load(database_url=primary.url)
+    Application.migrate(settings)
+    kept, lost = ending_in(1800), ending_in(1800)
+    with Application.open(settings) as app:
+        app.execute(kept)
+        given_armed(app, kept)
+        with app.running():
+            base = base_backup(primary, tmp_path / "base")
+            app.execute(lost)
+            assert armed_at(app, kept) == LONG_AGO
+            primary.kill()
+            recover(primary, base)
+
+            eventually(lambda: armed_at(app, kept) not in (LONG_AGO, False), within=30)
+            assert events_of(app, lost) == 0
+            again = app.execute(ending_in(1800))
+        assert again.position == 2
+
+
+def base_backup(server: LocalPostgres, folder: Path) -> Path:
+    user = user_to_run_as(folder.parent)
+    make_private(folder, user)
+    command = [str(binaries() / "pg_basebackup"), "-d", server.url, "-D", str(folder), "--checkpoint=fast"]
+    subprocess.run(as_user(user, command), check=True, cwd="/", env=plain_environment())
+    return folder
+
+
+def recover(server: LocalPostgres, base: Path) -> None:
+    """To the end of the backup, on a new timeline."""
+    settings = "restore_command = 'false'\nrecovery_target = 'immediate'\nrecovery_target_action = 'promote'\n"
+    with (base / "postgresql.auto.conf").open("a") as file:
+        file.write(settings)
+    (base / "recovery.signal").touch()
+    shutil.rmtree(server.data)
+    base.rename(server.data)
+    server.start()
+
+
 def given_armed(app: Application, template: object) -> None:
     """As by a broker that remembers, once the cluster is known."""
     known = "SELECT FROM coupon_clock.cluster_identity"
@@ -91,9 +159,12 @@ def given_armed(app: Application, template: object) -> None:
 
 def armed_at(app: Application, template: object) -> object:
     statement = "SELECT armed_at FROM coupon_clock.alarm WHERE stream_id = %s"
-    with app.database.connection() as connection:
-        found = connection.execute(statement, (template.template_id,)).fetchone()  # type: ignore[attr-defined]
-    return found and found[0]
+    try:
+        with app.database.connection() as connection:
+            found = connection.execute(statement, (template.template_id,)).fetchone()  # type: ignore[attr-defined]
+    except (DatabaseUnavailable, psycopg.Error):
+        return False
+    return found[0] if found else False
 
 
 def events_of(app: Application, template: object) -> int:

@@ -56,8 +56,8 @@ def unsuitable(error: psycopg.Error) -> UnsuitableTransactions:
 
 
 class MissingRight(DatabaseUnavailable):
-    """Nothing was changed, because a right is missing ({reason}); `coupon-clock migrate --print-roles` prints all that \
-an owner, an application and a reader need."""
+    """Nothing was changed, because a right is missing ({reason}); `coupon-clock migrate --print-roles` prints all \
+that an owner, an application and a reader need."""
 
 
 class PoolerWithoutPreparedStatements(DatabaseUnavailable):
