@@ -61,6 +61,13 @@ class Settings(BaseSettings):
     max_held: int = Field(200_000, ge=1)
     """How many messages one consumer holds (about 400 bytes each) before it stops receiving."""
 
+    @field_validator("database_schema")
+    @classmethod
+    def _refuse_reserved(cls, name: str) -> str:
+        if name.startswith("pg_") or name == "information_schema":
+            raise ValueError("it is one of PostgreSQL's own")
+        return name
+
     @classmethod
     def load(cls, **given: object) -> Self:
         """From the arguments, then the environment. Raises UnusableSettings with every problem."""

@@ -59,6 +59,16 @@ SELECT coalesce(max(number), 0), coalesce((array_agg(oldest_code ORDER BY number
   FROM {schema}.schema_migration
 """
 
+HOLDERS = """
+SELECT coalesce(string_agg(DISTINCT lock.pid::text, ', '), 'none any more')
+  FROM pg_locks AS lock
+  LEFT JOIN pg_class ON pg_class.oid = lock.relation
+ WHERE lock.granted
+   AND lock.pid <> pg_backend_pid()
+   AND lock.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+   AND (pg_class.relnamespace = to_regnamespace(quote_ident(%s)) OR (lock.locktype = 'advisory' AND lock.objid = %s))
+"""
+
 
 @dataclass(eq=False)
 class SchemaMissing(CouponClockError):
@@ -84,10 +94,11 @@ COUPON_CLOCK_DATABASE_SCHEMA to a schema without it."""
 
 @dataclass(eq=False)
 class SchemaInUse(CouponClockError):
-    """The schema {schema} was in use for too long, and nothing was changed ({reason}): try again later."""
+    """Transactions held what is in the schema {schema} for too long, and nothing was changed (server processes {pids}): \
+end them, then run `coupon-clock migrate` again."""
 
     schema: str
-    reason: str
+    pids: str
 
 
 class Planned(NamedTuple):
@@ -134,7 +145,8 @@ def migrate(
             raise ForeignTable(schema.name, first_line(error)) from error
         except LockNotAvailable as error:
             if monotonic() > give_up_at:
-                raise SchemaInUse(schema.name, first_line(error)) from error
+                (pids,) = fetch_one(connection, HOLDERS, schema.name, MIGRATION_LOCK)
+                raise SchemaInUse(schema.name, pids) from error
             sleep(PAUSE_S)
     return []
 

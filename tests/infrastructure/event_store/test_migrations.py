@@ -23,7 +23,7 @@ from coupon_clock.infrastructure.event_store.migrations import (
 from coupon_clock.infrastructure.event_store.safety import UnsafeLog
 from coupon_clock.infrastructure.postgres.connection import connect, execute_script
 from coupon_clock.infrastructure.postgres.database import Schema, fetch_one
-from coupon_clock.infrastructure.settings import Settings
+from coupon_clock.infrastructure.settings import Settings, UnusableSettings
 from coupon_clock.local_servers.postgres import LocalPostgres, binaries, plain_environment
 from coupon_clock.maintenance.doctor import examine
 from coupon_clock.testing import in_database
@@ -304,6 +304,12 @@ def test_somebody_elses_table_is_not_examined_as_if_it_were_the_log(no_tables, n
         Application.open(settings)
 
 
+@pytest.mark.parametrize("name", ["pg_catalog", "pg_own", "information_schema"])
+def test_postgresqls_own_schemas_are_not_for_our_tables(name):
+    with pytest.raises(UnusableSettings, match="PostgreSQL's own"):
+        Settings.load(database_schema=name)
+
+
 def test_a_schema_beside_somebody_elses_tables_of_other_names_may_be_ours_too(no_tables):
     settings = Settings.load(database_url=no_tables.database_url.get_secret_value(), database_schema="public")
     with connect(settings) as connection:
@@ -404,9 +410,16 @@ def test_a_migration_waits_briefly_for_readers_again_and_again_and_lets_others_p
 def test_a_migration_that_never_gets_its_lock_changes_nothing_and_says_so(connection, settings, second):
     with psycopg.connect(settings.database_url.get_secret_value()) as reader:
         reader.execute("SELECT count(*) FROM coupon_clock.event")
-        with pytest.raises(SchemaInUse, match="nothing was changed"):
+        with pytest.raises(SchemaInUse, match=rf"nothing was changed \(server processes {reader.info.backend_pid}\)"):
             migrations.migrate(connection, SCHEMA, migrations=second, patience_s=0)
     assert migrations.applied(connection, SCHEMA) == (1, 1)
+
+
+def test_whoever_has_the_lock_that_keeps_migrations_apart_is_named_too(no_tables):
+    with psycopg.connect(no_tables.database()) as other, connect(no_tables) as connection:
+        other.execute("SELECT pg_advisory_lock(%s)", (migrations.MIGRATION_LOCK,))
+        with pytest.raises(SchemaInUse, match=rf"server processes {other.info.backend_pid}\)"):
+            migrations.migrate(connection, SCHEMA, patience_s=0)
 
 
 def test_a_dry_run_prints_sql_that_does_the_same_and_changes_nothing(no_tables):
