@@ -1,7 +1,8 @@
 """Makes the tables and functions, by numbered migrations, and opens databases that have them."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from time import monotonic, sleep
@@ -94,8 +95,8 @@ COUPON_CLOCK_DATABASE_SCHEMA to a schema without it."""
 
 @dataclass(eq=False)
 class SchemaInUse(CouponClockError):
-    """Transactions held what is in the schema {schema} for too long, and nothing was changed (server processes {pids}): \
-end them, then run `coupon-clock migrate` again."""
+    """Transactions held what is in the schema {schema} for too long, and nothing was changed (server processes \
+{pids}): end them, then run `coupon-clock migrate` again."""
 
     schema: str
     pids: str
@@ -132,7 +133,7 @@ def migrate(
     give_up_at = monotonic() + patience_s
     while plan(connection, schema, also, migrations).statements:
         try:
-            with translate_errors(LockNotAvailable), connection.transaction():
+            with translate_errors(LockNotAvailable), taken_names_refused(schema), connection.transaction():
                 connection.execute(SHORT_WAITS)
                 connection.execute("SELECT pg_advisory_xact_lock(%s)", (MIGRATION_LOCK,))
                 planned = plan(connection, schema, nothing_else, migrations)
@@ -141,14 +142,21 @@ def migrate(
                 for statement in also(connection):
                     execute_script(connection, statement)
                 return planned.numbers
-        except (DuplicateTable, DuplicateObject, DuplicateFunction) as error:
-            raise ForeignTable(schema.name, first_line(error)) from error
         except LockNotAvailable as error:
             if monotonic() > give_up_at:
                 (pids,) = fetch_one(connection, HOLDERS, schema.name, MIGRATION_LOCK)
                 raise SchemaInUse(schema.name, pids) from error
             sleep(PAUSE_S)
     return []
+
+
+@contextmanager
+def taken_names_refused(schema: Schema) -> Iterator[None]:
+    """Turns what PostgreSQL says of a name that something else has into ForeignTable."""
+    try:
+        yield
+    except (DuplicateTable, DuplicateObject, DuplicateFunction) as error:
+        raise ForeignTable(schema.name, first_line(error)) from error
 
 
 def plan(

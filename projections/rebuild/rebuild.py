@@ -10,6 +10,7 @@ from typing import Any
 import structlog
 from msgspec import Struct
 
+from coupon_clock.infrastructure.event_store.migrations import taken_names_refused
 from coupon_clock.infrastructure.event_store.store import EventStore
 from coupon_clock.infrastructure.postgres.errors import translate_errors
 from coupon_clock.infrastructure.progress import Progress, no_progress
@@ -68,7 +69,11 @@ def rebuild(
     ForeignTable, UnreadableEvent, DatabaseUnavailable; the live rows are then as they were.
     """
     started, events, position = monotonic(), 0, None
-    with translate_errors(), only_run(store, projection, options, progress, after_step) as run:
+    with (
+        translate_errors(),
+        taken_names_refused(store.database.schema),
+        only_run(store, projection, options, progress, after_step) as run,
+    ):
         refuse_foreign(run)
         clear_away(run, keep=False)  # what the rebuild before left
         with workers_for(run) as workers:

@@ -164,7 +164,7 @@ def test_a_reader_reads_verifies_and_diagnoses(as_role):
         assert len(reader.history(SHOP, template.template_id)) == 1
         assert reader.page(SHOP).views == []
         assert reader.maintenance.rejected() == []
-        assert [difference.table for difference in reader.maintenance.verify_rows("coupon_template")] != []
+        assert list(reader.maintenance.verify_rows()) == []
         assert list(reader.maintenance.verify_alarms()) == []
         assert reader.maintenance.verify_promise().templates == 1
         assert reader.maintenance.dry_run("coupon_template").events == 1
