@@ -49,7 +49,10 @@ SELECT holder, since
                    AS holder,
                xact_start AS since
           FROM pg_stat_activity
-         WHERE backend_xmin IS NOT NULL AND coalesce(datname, current_database()) = current_database()
+         WHERE backend_xmin IS NOT NULL
+           -- A parallel worker has no time of its own, nor has a session with track_activities off.
+           AND (xact_start IS NOT NULL OR backend_type = 'walsender')
+           AND coalesce(datname, current_database()) = current_database()
          UNION ALL
         SELECT format('prepared transaction %%s of %%s', gid, owner), prepared
           FROM pg_prepared_xacts
