@@ -338,13 +338,12 @@ def test_a_rebuild_drops_no_table_that_is_not_its_own(live, connection, suffix):
     [
         "TYPE coupon_clock.coupon_template_shadow AS ENUM ('small')",
         "TABLE coupon_clock.coupon_template_shadow_shop_idx (id integer)",
-        "TABLE coupon_clock.coupon_template_outgoing_pkey (id integer)",
     ],
 )
 def test_a_rebuild_that_finds_a_name_of_an_index_or_a_type_taken_says_so(live, connection, other):
     connection.execute(f"CREATE {other}".encode())
     live.execute(ending_in(3600))
-    with pytest.raises(ForeignTable, match=r"coupon_template_(shadow|outgoing).*already exists"):
+    with pytest.raises(ForeignTable, match=r"coupon_template_shadow.*already exists"):
         live.maintenance.rebuild()
 
 
