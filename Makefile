@@ -9,7 +9,7 @@ PACKAGES := cli domain importing infrastructure local_servers maintenance projec
 SOURCES := $(sort $(wildcard *.py) $(shell find $(PACKAGES) -name '*.py' -o -name '*.sql' -o -name '*.txt'))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-long lint format docs clean check-python
+.PHONY: help setup demo test test-fast test-long compare lint format docs clean check-python
 
 help:  ## Show this list.
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -28,6 +28,9 @@ test-fast: setup  ## Run all tests that need no RocketMQ.
 test-long: setup  ## Run what takes long, and all versions (RUNS="words": only these); docs/tested.md keeps the results.
 	@$(BIN)/python docs/keep_tested.py $(RUNS)
 
+compare: setup  ## Run the same job on what else ends things on time; results go into docs/benchmarks/.
+	@$(BIN)/python benchmarks/compare/run.py
+
 lint: setup  ## Check style, types and the direction of imports.
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet . || { echo "Run 'make format'."; exit 1; }
@@ -44,7 +47,7 @@ docs: setup  ## Make docs/api.md from the code.
 
 clean:  ## Remove all that make has made; stops the local servers first.
 	@for folder in .local .demo; do if [ -d $$folder ] && [ -x $(BIN)/coupon-clock ]; then $(BIN)/coupon-clock local down --dir $$folder; fi; done
-	@rm -rf .venv build .local .demo .tested *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@rm -rf .compare .venv build .local .demo .tested *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # ── the environment, in steps that are repeated only when their inputs changed ───────────────────

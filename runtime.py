@@ -237,7 +237,7 @@ class Runtime(Generic[State, Command, Event]):
         self.database.refuse_fork()
         follower = Subscription(self.store, name, deliver, batch, start)
         wait = follower.paced(self.log_grew.subscribe())
-        Loop(name, follower.run_once, FOLLOW_POLL_S, wait).run_forever(stop or self._closing)
+        Loop(name, follower.run_once, FOLLOW_POLL_S, wait).run_forever(stop or self._closing, self._closing)
         if not self._closing.is_set():
             follower.release()
 

@@ -46,10 +46,11 @@ class Loop(Struct, frozen=True):
     idle: float
     wait: Wait
 
-    def run_forever(self, stop: Event) -> None:
+    def run_forever(self, stop: Event, *also: Event) -> None:
+        """Until one of these is set."""
         backoff = Backoff()
         process = os.getpid()
-        while not stop.is_set():
+        while not any(each.is_set() for each in (stop, *also)):
             try:
                 counts = self.run_once()
             except Exception as error:

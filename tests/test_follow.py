@@ -1,6 +1,7 @@
 """Other code reacts to events: at least once, in order, from a durable checkpoint."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from threading import Event, Thread
 
@@ -101,3 +102,13 @@ def checkpoint(app: Application, name: str) -> int:
     with app.database.connection() as connection:
         row = connection.execute("SELECT position FROM coupon_clock.checkpoint WHERE name = %s", (name,)).fetchone()
     return row[0] if row else -1
+
+
+def test_a_follower_with_a_stop_of_its_own_ends_when_the_application_closes(settings):
+    with ThreadPoolExecutor(1) as thread, Application.open(settings) as app:
+        app.execute(ending_in(3600))
+        seen: list[object] = []
+        following = thread.submit(app.follow, "mails", seen.extend, stop=Event())
+        eventually(lambda: seen)
+        app.close()
+        following.result(20)
