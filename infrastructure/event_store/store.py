@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import chain, repeat
+from operator import attrgetter
 from time import monotonic
 from typing import Any, Generic, Literal, NamedTuple
 from uuid import UUID
@@ -18,6 +20,9 @@ from coupon_clock.infrastructure.event_store.recorder import EventLogRecorder, N
 from coupon_clock.infrastructure.postgres import arrays
 from coupon_clock.infrastructure.postgres.database import Connections, Database
 from coupon_clock.infrastructure.postgres.server_clock import ServerClock
+
+NEW_EVENTS = tuple(NewEvents.__annotations__.values())
+STREAM_ID = attrgetter("stream_id.int")
 
 Cause = Literal["command", "message", "reconciler"]
 
@@ -205,26 +210,19 @@ class EventStore(Generic[Event]):
         return position
 
     def _packed(self, appends: Sequence[Append[Event]]) -> NewEvents:
-        events = [
-            (append.stream_id, version, new)
-            for append in sorted(appends, key=lambda append: append.stream_id.int)
-            for version, new in enumerate(append.events, append.expected_version + 1)
-        ]
-        alarms = [(append, append.due_at) for append in appends if not isinstance(append.due_at, UnsetType)]
-        return NewEvents(
-            stream_ids=arrays.uuids([stream_id for stream_id, _, _ in events]),
-            versions=arrays.bigints([version for _, version, _ in events]),
-            topics=arrays.texts([topic(new.event) for _, _, new in events]),
-            states=arrays.byteas([self._format.encode(new.event) for _, _, new in events]),
-            command_ids=arrays.uuids([new.command_id for _, _, new in events]),
-            causes=arrays.texts([new.cause for _, _, new in events]),
-            actors=arrays.texts([new.actor for _, _, new in events]),
-            alarm_ids=arrays.uuids([append.stream_id for append, _ in alarms]),
-            due_ats=arrays.timestamps([due_at for _, due_at in alarms]),
-            alarm_versions=arrays.bigints([append.expected_version + len(append.events) for append, _ in alarms]),
-            ending_topics=arrays.texts([None if a.ending is None else topic(a.ending) for a, _ in alarms]),
-            endings=arrays.byteas([None if a.ending is None else self._format.encode(a.ending) for a, _ in alarms]),
-        )
+        encode, events, alarms = self._format.encode, [], []
+        for append in sorted(appends, key=STREAM_ID):
+            version = append.expected_version
+            for new in append.events:
+                version += 1
+                event, command_id, cause, actor = new.event, new.command_id, new.cause, new.actor
+                events.append((append.stream_id, version, topic(event), encode(event), command_id, cause, actor))
+            if append.due_at is not UNSET:
+                ending = append.ending
+                prepared = (None, None) if ending is None else (topic(ending), encode(ending))
+                alarms.append((append.stream_id, append.due_at, version, *prepared))
+        columns = chain(zip(*events, strict=True), zip(*alarms, strict=True) if alarms else repeat((), 5))
+        return NewEvents(*map(arrays.packed, NEW_EVENTS, columns))
 
 
 def outcomes(

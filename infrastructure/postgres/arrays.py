@@ -3,24 +3,25 @@
 psycopg asks each element what it is, at every call: in an append that costs more than all the rest of it in Python.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
+from functools import partial
+from operator import attrgetter
 from struct import Struct
-from uuid import UUID
+from typing import Any, TypeVar
 
 from psycopg.abc import Buffer
 from psycopg.adapt import Dumper
 from psycopg.pq import Format
 
-from coupon_clock.infrastructure.postgres.binary_cursor import ADAPTERS, EPOCH
+from coupon_clock.infrastructure.postgres.binary_cursor import ADAPTERS, EPOCH, INT8
 
 MICROSECOND = timedelta(microseconds=1)
 
+EMPTY = Struct("!iiI")
 HEADER = Struct("!iiIii")
-BIGINT = Struct("!iq")
-EIGHT = (8).to_bytes(4, "big")
-SIXTEEN = (16).to_bytes(4, "big")
-NULL = (-1).to_bytes(4, "big", signed=True)
+LENGTH = Struct("!i")
+NULL = LENGTH.pack(-1)
 
 
 class Uuids(bytes):
@@ -43,42 +44,40 @@ class Timestamps(bytes):
     """timestamptz[]"""
 
 
-def uuids(values: Sequence[UUID]) -> Uuids:
-    return Uuids(_header(2950, values) + _joined(SIXTEEN, [value.int.to_bytes(16, "big") for value in values]))
+def microseconds(at: datetime) -> bytes:
+    return INT8.pack((at - EPOCH) // MICROSECOND)
 
 
-def bigints(values: Sequence[int]) -> Bigints:
-    return Bigints(_header(20, values) + _joined(EIGHT, [value.to_bytes(8, "big", signed=True) for value in values]))
+ELEMENTS: dict[type[bytes], tuple[int, Callable[[Any], bytes]]] = {
+    Uuids: (2950, attrgetter("bytes")),
+    Bigints: (20, INT8.pack),
+    Texts: (25, str.encode),
+    Byteas: (17, bytes),
+    Timestamps: (1184, microseconds),
+}
+"""The type of the elements, and how one is written."""
+
+Kind = TypeVar("Kind", bound=bytes)
 
 
-def texts(values: Sequence[str | None]) -> Texts:
-    return Texts(_header(25, values) + _variable(None if value is None else value.encode() for value in values))
-
-
-def byteas(values: Sequence[bytes | None]) -> Byteas:
-    return Byteas(_header(17, values) + _variable(values))
-
-
-def timestamps(values: Sequence[datetime | None]) -> Timestamps:
-    """Aware times, or none."""
-    packed = [NULL if value is None else BIGINT.pack(8, (value - EPOCH) // MICROSECOND) for value in values]
-    return Timestamps(_header(1184, values) + b"".join(packed))
-
-
-def _header(element_oid: int, values: Sequence[object]) -> bytes:
-    """One dimension, which may hold nulls, counted from 1; none at all where there are no values."""
+def packed(kind: type[Kind], values: Sequence[Any]) -> Kind:
+    """One array, which may hold None. Times must be aware."""
+    element, write = ELEMENTS[kind]
     if not values:
-        return HEADER.pack(0, 0, element_oid, 0, 0)[:12]
-    return HEADER.pack(1, 1, element_oid, len(values), 1)
+        return kind(EMPTY.pack(0, 0, element))
+    parts = [HEADER.pack(1, 1, element, len(values), 1)]
+    for value in values:
+        if value is None:
+            parts.append(NULL)
+        else:
+            written = write(value)
+            parts.append(LENGTH.pack(len(written)))
+            parts.append(written)
+    return kind(b"".join(parts))
 
 
-def _joined(length: bytes, values: Sequence[bytes]) -> bytes:
-    """Each with its length before it."""
-    return length + length.join(values) if values else b""
-
-
-def _variable(values: Iterable[bytes | None]) -> bytes:
-    return b"".join([NULL if value is None else len(value).to_bytes(4, "big") + value for value in values])
+uuids = partial(packed, Uuids)
+timestamps = partial(packed, Timestamps)
 
 
 class AsItIs(Dumper):
