@@ -123,7 +123,7 @@ def test_a_broker_killed_with_alarms_armed_loses_nothing_and_is_used_again(datab
 @pytest.mark.rocketmq
 def test_a_wiped_broker_is_healed_by_rearming(database_url, fragile_rocketmq):
     with running_on(database_url, fragile_rocketmq.endpoints) as app:
-        templates = [ending_in(30) for _ in range(20)]
+        templates = [ending_in(60) for _ in range(20)]
         app.execute_many(templates)
         eventually(lambda: all_armed(app))
         fragile_rocketmq.kill()
@@ -133,7 +133,7 @@ def test_a_wiped_broker_is_healed_by_rearming(database_url, fragile_rocketmq):
 
         assert app.maintenance.rearm() == 20
         eventually(lambda: all_armed(app))
-        eventually(lambda: all_ended(app, templates), within=60)
+        eventually(lambda: all_ended(app, templates), within=90)
         then_the_promise_holds(app)
 
 
