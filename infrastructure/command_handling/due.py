@@ -74,7 +74,7 @@ class DueHandler(Generic[State, Command, Event]):
         self._recorder = store.recorder
         self._clock = store.clock
         self._bottom_scans = BottomScans()
-        self._mark = BOTTOM  # below it the last complete scan left nothing
+        self._mark = BOTTOM  # below it the last complete look left nothing
         self._decider = decider
         self._commands = commands
         self._notify = notify
@@ -87,6 +87,7 @@ class DueHandler(Generic[State, Command, Event]):
         lateness = telemetry.LATENESS.labels(cause)
         asked, ended_asked, ended = set(stream_ids), set(), 0
         decided: dict[UUID, HandledStream] = {}
+        mark = self._clock.now() - grace - LATE_COMMIT
         for page in self._pages(cause, grace):
             stored = [each for each in page if each.recorded_at is not None]
             for each in stored:
@@ -95,14 +96,17 @@ class DueHandler(Generic[State, Command, Event]):
                 self._notify(None)
             ended += len(stored)
             ended_asked |= asked.intersection([each.stream_id for each in stored])
-            decided |= self._decided([each for each in page if each.recorded_at is None], cause)
+            others = [each for each in page if each.recorded_at is None]
+            decided |= self._decided(others, cause)
+            mark = min([mark, *(each.due_at for each in others)])
+        self._mark = mark
         ended += sum(each.ended for each in decided.values())
         decided_asked = decided | dict.fromkeys(ended_asked, HandledStream(ended=True))
         return HandledDue(ended, decided, self._asked(stream_ids, decided_asked))
 
     def _pages(self, cause: DueCause, grace: timedelta) -> Iterator[list[DueStream]]:
         """Beyond the last key, so that what cannot be ended at the head hides nothing."""
-        started, mark = monotonic(), self._clock.now() - grace - LATE_COMMIT
+        started = monotonic()
         from_bottom = self._bottom_scans.due(started)
         after = (BOTTOM if from_bottom else self._mark, UUID(int=0))
         try:
@@ -116,7 +120,6 @@ class DueHandler(Generic[State, Command, Event]):
         except BaseException:
             self._bottom_scans.repeat()
             raise
-        self._mark = max(self._mark, mark)
 
     def _page(
         self, after: tuple[datetime, UUID], cause: DueCause, grace: timedelta
