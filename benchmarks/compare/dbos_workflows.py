@@ -3,10 +3,8 @@
 import time
 from collections.abc import Sequence
 
-from dbos import DBOS, DBOSClient, Queue
+from dbos import DBOS, DBOSClient
 from job import SQLALCHEMY_URL, main, record
-
-Queue("coupons")
 
 
 @DBOS.workflow(name="ended")
@@ -17,6 +15,7 @@ def ended(job: int) -> None:
 def launched() -> None:
     DBOS(config={"name": "compare", "system_database_url": SQLALCHEMY_URL, "application_version": "1"})
     DBOS.launch()
+    DBOS.register_queue("coupons")
 
 
 def schedule(times: Sequence[float]) -> None:

@@ -2,6 +2,8 @@
 
     python benchmarks/compare/run.py [--json] [--jobs 5000] [--seconds 60] [--repeats 3] [NAME …]
 
+With all peers and three repeats it takes an hour.
+
 burst      all jobs due in one second
 light      one job a second
 killed     the worker is killed while 100 jobs wait, and started again a second later
