@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from select import POLLIN, poll
+from time import monotonic
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -156,6 +157,7 @@ class _Pool(ConnectionPool[LimitedConnection]):
         self._check_new = check
         self._refusal: CouponClockError | None = None
         self._lent: set[int] = set()
+        self._all_lent_at = float("-inf")
         self._opened_by = os.getpid()
         self.made = 0
         super().__init__(
@@ -181,6 +183,8 @@ class _Pool(ConnectionPool[LimitedConnection]):
             connection = self._got(timeout)
             if not is_closed_by_server(connection):
                 self._lent.add(id(connection))
+                if len(self._lent) >= self.max_size:
+                    self._all_lent_at = monotonic()
                 return connection
             connection.close()
             self.putconn(connection)
@@ -191,14 +195,13 @@ class _Pool(ConnectionPool[LimitedConnection]):
         super().putconn(conn)
 
     def _got(self, timeout: float | None) -> LimitedConnection:
-        in_use = len(self._lent)
         try:
             return super().getconn(timeout)
         except PoolTimeout:
             if self._refusal is not None:
                 raise self._refusal from None
-            # Afterwards, one may be on its way from hand to hand.
-            if max(in_use, len(self._lent)) >= self.max_size:
+            # Or all were until just now, and one is on its way from hand to hand.
+            if len(self._lent) >= self.max_size or monotonic() - self._all_lent_at < CONNECT_TIMEOUT_S:
                 raise PoolExhausted(f"all {self.max_size} connections of this process were in use for 5 s") from None
             raise
 

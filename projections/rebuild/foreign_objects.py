@@ -31,11 +31,12 @@ SELECT pg_describe_object(classid, objid, objsubid) AS what
  UNION SELECT 'security label of ' || provider
    FROM live JOIN pg_seclabel ON objoid = live.oid AND classoid = 'pg_class'::regclass
  UNION SELECT 'privileges on column ' || attname
-   FROM live JOIN pg_attribute ON attrelid = live.oid WHERE attacl IS NOT NULL
+   FROM live JOIN pg_attribute ON attrelid = live.oid WHERE attacl IS NOT NULL AND NOT attisdropped
  UNION SELECT 'statistics target of column ' || attname
-   FROM live JOIN pg_attribute ON attrelid = live.oid WHERE attnum > 0 AND coalesce(attstattarget, -1) <> -1
+   FROM live JOIN pg_attribute ON attrelid = live.oid
+  WHERE attnum > 0 AND NOT attisdropped AND coalesce(attstattarget, -1) <> -1
  UNION SELECT 'options of column ' || attname
-   FROM live JOIN pg_attribute ON attrelid = live.oid WHERE attoptions IS NOT NULL
+   FROM live JOIN pg_attribute ON attrelid = live.oid WHERE attoptions IS NOT NULL AND NOT attisdropped
  ORDER BY what
 """
 
