@@ -60,7 +60,8 @@ class LocalRocketMQCluster:
             self._await_port(self._brokers[name].broker)
         arguments = ["-pm", "cluster", "-pc", "proxy.json", "-n", f"127.0.0.1:{self._proxy.name_server}"]
         self._launch(jars, "proxy", "-Xmx256m", PROXY, *arguments)
-        self._await_port(self._proxy.grpc)
+        for port in (self._proxy.grpc, self._proxy.proxy_remoting):
+            self._await_port(port)
         return self.endpoints
 
     def provision(self, topic: str, group: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from prometheus_client import REGISTRY
 
 from coupon_clock.app import Application, Outcome, Settings
 from coupon_clock.domain.errors import CouponClockError, OutcomeUnknown
@@ -124,8 +125,9 @@ def test_a_broker_killed_with_alarms_armed_loses_nothing_and_is_used_again(datab
 def test_a_wiped_broker_is_healed_by_rearming(database_url, fragile_rocketmq):
     with running_on(database_url, fragile_rocketmq.endpoints) as app:
         templates = [ending_in(60) for _ in range(20)]
+        sent = messages_sent()
         app.execute_many(templates)
-        eventually(lambda: all_armed(app))
+        eventually(lambda: all_armed(app) and messages_sent() == sent + 20)
         fragile_rocketmq.kill()
         shutil.rmtree(fragile_rocketmq.folder / "store", ignore_errors=True)
         fragile_rocketmq.start()
@@ -135,6 +137,11 @@ def test_a_wiped_broker_is_healed_by_rearming(database_url, fragile_rocketmq):
         eventually(lambda: all_armed(app))
         eventually(lambda: all_ended(app, templates), within=90)
         then_the_promise_holds(app)
+
+
+def messages_sent() -> float:
+    """By the relays of this process: alarms are armed when they are claimed."""
+    return REGISTRY.get_sample_value("coupon_clock_work_total", {"role": "relay", "what": "armed"}) or 0.0
 
 
 @pytest.mark.rocketmq
