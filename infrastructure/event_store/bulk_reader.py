@@ -16,9 +16,12 @@ from psycopg.rows import TupleRow
 
 from coupon_clock.domain.decider import Event
 from coupon_clock.infrastructure.event_store.store import Envelope, EventStore
+from coupon_clock.infrastructure.postgres.binary_cursor import CopyCursor
 from coupon_clock.infrastructure.postgres.database import Database, fetch_one
 from coupon_clock.infrastructure.postgres.errors import translate_errors
 from coupon_clock.infrastructure.postgres.time_limit import LONG_STATEMENT_LIMIT_S
+
+IN_UTC = "SELECT set_config('TimeZone', 'UTC', true), set_config('statement_timeout', '0', true)"
 
 # The fields of RecordedEvent, in their order; `topic` says nothing that is not in `state`.
 COLUMNS = "originator_id, originator_version, NULL, state, notification_id, recorded_at, command_id, cause, actor"
@@ -61,7 +64,7 @@ def snapshot(database: Database, connections: int = 1) -> Iterator[list[Connecti
             begin(stack, other)
             other.execute(f"SET TRANSACTION SNAPSHOT '{name}'".encode())
         for connection in (first, *others):
-            connection.execute("SET LOCAL statement_timeout = 0")
+            connection.execute(IN_UTC)
         yield [first, *others]
 
 
@@ -102,8 +105,11 @@ def copied(
     types: Sequence[str],
     parameters: Mapping[str, Any] | None = None,
 ) -> Iterator[Iterator[Any]]:
-    """The rows of a COPY … TO STDOUT (FORMAT BINARY), tuples, as they come. What is not read by the end is given up."""
-    with connection.cursor() as cursor, cursor.copy(statement, parameters) as copy:
+    """The rows of a COPY … TO STDOUT (FORMAT BINARY), tuples, as they come; in a transaction IN_UTC.
+
+    What is not read by the end is given up.
+    """
+    with CopyCursor(connection) as cursor, cursor.copy(statement, parameters) as copy:
         copy.set_types(types)
         yield copy.rows()
 

@@ -12,8 +12,10 @@ from psycopg.adapt import AdaptersMap, Loader
 from psycopg.pq import Format
 from psycopg.rows import TupleRow
 
-ADAPTERS = AdaptersMap(psycopg.adapters)
-"""psycopg's, and those of this package; what a host registers with psycopg later is not among them."""
+UNCHANGED = AdaptersMap(psycopg.adapters)
+"""psycopg's; what a host registers with psycopg later is not among them."""
+ADAPTERS = AdaptersMap(UNCHANGED)
+"""With those of this package."""
 
 EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 INT8 = Struct("!q")
@@ -32,6 +34,14 @@ class UtcLoader(Loader):
 
 
 ADAPTERS.register_loader("timestamptz", UtcLoader)
+
+
+class CopyCursor(psycopg.Cursor[TupleRow]):
+    """For COPY within a transaction whose TimeZone is UTC: psycopg's own loaders are written in C."""
+
+    @property
+    def adapters(self) -> AdaptersMap:
+        return UNCHANGED
 
 
 class BinaryCursor(psycopg.Cursor[TupleRow]):

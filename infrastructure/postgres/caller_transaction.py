@@ -100,7 +100,12 @@ def time_limits(connection: Connection[Any]) -> Iterator[None]:
     """Meanwhile: psycopg waits for each answer through the connection's method `wait`."""
 
     def wait(waiting: PQGen[T], *args: Any, **options: Any) -> T:
-        return type(connection).wait(connection, limited(connection, waiting, STATEMENT_LIMIT_S), *args, **options)
+        try:
+            state = next(waiting)
+        except StopIteration as at_once:
+            return at_once.value  # type: ignore[no-any-return]
+        in_time = limited(connection, waiting, state, STATEMENT_LIMIT_S)
+        return type(connection).wait(connection, in_time, *args, **options)
 
     vars(connection)["wait"] = wait
     try:

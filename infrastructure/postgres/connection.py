@@ -42,7 +42,10 @@ class LimitedConnection(Connection[TupleRow]):
 
     def wait(self, gen: PQGen[T], *args: Any, **options: Any) -> T:
         try:
-            return super().wait(limited(self, gen, self.limit_s, self.is_at_work), *args, **options)
+            state = next(gen)
+            return super().wait(limited(self, gen, state, self.limit_s, self.is_at_work), *args, **options)
+        except StopIteration as at_once:  # most rows of a COPY are here already
+            return at_once.value  # type: ignore[no-any-return]
         except psycopg.errors.InsufficientPrivilege as error:
             what_helps = grant_for(error, self.info.user, self.schema_name)
             raise MissingRight(f"{first_line(error)}: {what_helps}") from error

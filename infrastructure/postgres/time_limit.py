@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg import Connection
 from psycopg.abc import PQGen
+from psycopg.waiting import Wait
 
 STATEMENT_LIMIT_S = 10.0
 LONG_STATEMENT_LIMIT_S = 3600.0
@@ -33,17 +34,20 @@ class NoAnswer(psycopg.OperationalError):
 
 
 def limited(
-    connection: Connection[Any], waiting: PQGen[T], limit_s: float, is_at_work: IsAtWork | None = None
+    connection: Connection[Any], waiting: PQGen[T], state: Wait, limit_s: float, is_at_work: IsAtWork | None = None
 ) -> PQGen[T]:
-    """A statement that takes longer than `limit_s` is cancelled; if even that brings no answer, the connection is
-    closed and NoAnswer raised. With `is_at_work`, that happens as soon as PostgreSQL shows no work for it."""
+    """Goes on with what has begun to wait, for `state`.
+
+    A statement that takes longer than `limit_s` is cancelled; if even that brings no answer, the connection is closed
+    and NoAnswer raised. With `is_at_work`, that happens as soon as PostgreSQL shows no work for it.
+    """
     cancel_at = monotonic() + limit_s
     cancelled = False
     watch = Watch(is_at_work) if is_at_work else None
-    ready: Any = None
     try:
         while True:
-            ready = yield waiting.send(ready)
+            ready = yield state
+            state = waiting.send(ready)
             if ready:
                 watch = Watch(is_at_work) if is_at_work else None
             elif watch and watch.sees_silence():

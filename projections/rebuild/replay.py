@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
-from coupon_clock.infrastructure.event_store.bulk_reader import CHUNK, streams
+from coupon_clock.infrastructure.event_store.bulk_reader import CHUNK, IN_UTC, streams
 from coupon_clock.projections.engine.fold import folded
 from coupon_clock.projections.engine.tables import complete, copy_in
 from coupon_clock.projections.rebuild.run import Run, ShadowTakenOver, own
@@ -69,10 +69,12 @@ def claim(run: Run, me: UUID) -> Chunk | None:
 def folded_chunk(run: Run, chunk: Chunk) -> tuple[list[Any], int]:
     """Returns the rows, and of how many events they are made."""
     rows, events = [], 0
-    with streams(run.connection, run.store, CHUNK, chunk._asdict()) as found:
-        for _, envelopes in found:
-            rows.append(folded(run.projection, envelopes))
-            events += len(envelopes)
+    with run.connection.transaction():
+        run.execute(IN_UTC)
+        with streams(run.connection, run.store, CHUNK, chunk._asdict()) as found:
+            for _, envelopes in found:
+                rows.append(folded(run.projection, envelopes))
+                events += len(envelopes)
     return rows, events
 
 
