@@ -14,7 +14,7 @@ from msgspec import Struct
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-from coupon_clock.domain import rules
+from coupon_clock.domain import arguments
 from coupon_clock.domain.commands import (
     ChangeValidity,
     Command,
@@ -31,6 +31,7 @@ from coupon_clock.domain.errors import (
     CouponClockError,
     CouponTemplateNotFound,
     CouponTemplateOver,
+    InvalidArgument,
     InvalidCommand,
     OutcomeUnknown,
     Problem,
@@ -72,7 +73,6 @@ from coupon_clock.projections import shop_months
 from coupon_clock.projections.coupon_templates import TEMPLATE_ROWS, Filters, Page, TemplateRow, TemplateView
 from coupon_clock.projections.engine.projection import Projection, ReadModelBehind, ReadModelOutdated
 from coupon_clock.projections.engine.projection import position as rows_are_at
-from coupon_clock.projections.query_validation import template_problems
 from coupon_clock.projections.rebuild.rebuild import (
     ForeignObjects,
     RebuildOptions,
@@ -111,6 +111,7 @@ __all__ = [
     "ForeignObjects",
     "ForeignTable",
     "IncreaseStock",
+    "InvalidArgument",
     "InvalidCommand",
     "LatenessDistribution",
     "Maintenance",
@@ -244,8 +245,9 @@ class Application:
     ) -> TemplateView:
         """Returns the template from the read model, after waiting up to `timeout` seconds for position `at_least`.
 
-        Raises CouponTemplateNotFound, InvalidCommand, ReadModelBehind, ReadModelOutdated, DatabaseUnavailable.
+        Raises CouponTemplateNotFound, InvalidArgument, ReadModelBehind, ReadModelOutdated, DatabaseUnavailable.
         """
+        arguments.refuse(arguments.template(shop_number, template_id), arguments.waiting(at_least, timeout))
         with self._rows_at(TEMPLATE_ROWS, at_least, timeout) as connection:
             view = read_model.find(connection, self.database.schema, shop_number, template_id)
         if view is None:
@@ -263,8 +265,10 @@ class Application:
     ) -> Page:
         """Returns one shop's templates in order of their ids, up to `limit` (at most 1,000) after the cursor.
 
-        Raises InvalidCommand, ReadModelBehind, ReadModelOutdated, DatabaseUnavailable.
+        Raises InvalidArgument, ReadModelBehind, ReadModelOutdated, DatabaseUnavailable.
         """
+        wrong = read_model.page_problems(shop_number, filters, after, limit)
+        arguments.refuse(wrong, arguments.waiting(at_least, timeout))
         with self._rows_at(TEMPLATE_ROWS, at_least, timeout) as connection:
             return read_model.page(connection, self.database.schema, shop_number, filters, after, limit)
 
@@ -279,15 +283,16 @@ class Application:
         """Returns what happened in one shop, month by month, the latest first: up to `limit` (at most 1,000) before the
         cursor.
 
-        Raises InvalidCommand, ReadModelBehind, ReadModelOutdated, DatabaseUnavailable.
+        Raises InvalidArgument, ReadModelBehind, ReadModelOutdated, DatabaseUnavailable.
         """
+        arguments.refuse(shop_months.page_problems(shop_number, before, limit), arguments.waiting(at_least, timeout))
         with self._rows_at(SHOP_MONTHS, at_least, timeout) as connection:
             return shop_months.page(connection, self.database.schema, shop_number, before, limit)
 
     def history(self, shop_number: int, template_id: UUID) -> list[Envelope[Event]]:
         """Returns all events of a template, oldest first.
 
-        Raises CouponTemplateNotFound, InvalidCommand (ids of a wrong type), UnreadableEvent, DatabaseUnavailable.
+        Raises CouponTemplateNotFound, InvalidArgument (ids of a wrong type), UnreadableEvent, DatabaseUnavailable.
         """
         envelopes, _, _ = self._load(shop_number, template_id)
         return envelopes
@@ -296,7 +301,7 @@ class Application:
         """Returns whether the template, as the log has it now, is usable at that (aware) time; by default now, by
         PostgreSQL's clock.
 
-        Raises CouponTemplateNotFound, InvalidCommand (a naive time, ids of a wrong type), UnreadableEvent,
+        Raises CouponTemplateNotFound, InvalidArgument (a naive time, ids of a wrong type), UnreadableEvent,
         DatabaseUnavailable.
         """
         _, template, now = self._load(shop_number, template_id)
@@ -341,7 +346,7 @@ class Application:
     # ── what the above needs ─────────────────────────────────────────────────────────────────────
 
     def _load(self, shop_number: int, template_id: UUID) -> tuple[list[Envelope[Event]], CouponTemplate, datetime]:
-        rules.refuse(template_problems(shop_number, template_id))
+        arguments.refuse(arguments.template(shop_number, template_id))
         envelopes, now = self.store.load(template_id)
         template = fold(envelope.event for envelope in envelopes)
         return envelopes, existing(template, template_id, shop_number), now

@@ -12,7 +12,7 @@ from uuid import UUID
 from msgspec import Struct
 from msgspec.structs import replace
 
-from coupon_clock.domain import rules
+from coupon_clock.domain import arguments, rules
 from coupon_clock.domain.commands import (
     ChangeValidity,
     Command,
@@ -49,8 +49,8 @@ class CouponTemplate(Struct, frozen=True, gc=False):
         return self.ended is not None or now >= self.valid_until
 
     def is_usable(self, at: datetime) -> bool:
-        """`at`: an aware time. Raises InvalidCommand where it is naive."""
-        rules.refuse(rules.instant("at", at))
+        """`at`: an aware time. Raises InvalidArgument where it is naive."""
+        arguments.refuse(rules.instant("at", at))
         return self.valid_from <= at and not self.is_over(at)
 
     def over_since(self) -> datetime:

@@ -45,13 +45,21 @@ class Problem:
 
 
 @dataclass(eq=False)
-class InvalidCommand(CouponClockError):
-    """The command breaks these rules: {problems}."""
+class InvalidArgument(CouponClockError):
+    """These arguments cannot be used: {listed}."""
 
     problems: list[Problem]
 
+    @property
+    def listed(self) -> str:
+        return "; ".join(map(str, self.problems))
+
     def __str__(self) -> str:
-        return f"The command breaks these rules: {'; '.join(map(str, self.problems))}."
+        return (type(self).__doc__ or "").format(listed=self.listed)
+
+
+class InvalidCommand(InvalidArgument):
+    """The command breaks these rules: {listed}."""
 
 
 @dataclass(eq=False)

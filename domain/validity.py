@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from typing import NamedTuple
 
-from coupon_clock.domain.errors import InvalidCommand, Problem
+from coupon_clock.domain.errors import InvalidArgument, Problem
 
 ONE_DAY = timedelta(days=1)
 
@@ -19,20 +19,20 @@ class Validity(NamedTuple):
     def days(cls, first: date, last: date, zone: tzinfo) -> "Validity":
         """The whole of these days, both included, in that zone (a `zoneinfo.ZoneInfo`), as UTC.
 
-        A day begins with its first moment, also where clocks go forward or back at midnight. Raises InvalidCommand:
+        A day begins with its first moment, also where clocks go forward or back at midnight. Raises InvalidArgument:
         times instead of days, no zone, `last` before `first`, or days that no calendar has.
         """
         problems = [*day_problems("first", first), *day_problems("last", last), *zone_problems(zone)]
         if problems:
-            raise InvalidCommand(problems)
+            raise InvalidArgument(problems)
         if last < first:
-            raise InvalidCommand([Problem("last", last, f"must not be before the first day, {first}")])
+            raise InvalidArgument([Problem("last", last, f"must not be before the first day, {first}")])
         try:
             window = cls(midnight(first, zone), midnight(last + ONE_DAY, zone))
         except OverflowError:
-            raise InvalidCommand([Problem("last", last, "must lie within the calendar, as must the first")]) from None
+            raise InvalidArgument([Problem("last", last, "must lie within the calendar, as must the first")]) from None
         if window.valid_until == window.valid_from:
-            raise InvalidCommand([Problem("last", last, f"was left out of the calendar in {zone}")])
+            raise InvalidArgument([Problem("last", last, f"was left out of the calendar in {zone}")])
         return window
 
 

@@ -5,7 +5,6 @@ States come from the time, so that nothing is called usable at or after its end,
 
 from collections.abc import Callable
 from datetime import datetime
-from itertools import chain
 from typing import Any, Literal, get_args
 from uuid import UUID
 
@@ -17,7 +16,7 @@ from psycopg.rows import TupleRow
 from sqlalchemy import Index, MetaData, Select, Table, literal_column, select
 from sqlalchemy.sql.elements import ColumnElement
 
-from coupon_clock.domain import rules
+from coupon_clock.domain import arguments, rules
 from coupon_clock.domain.discount import Discount
 from coupon_clock.domain.events import (
     Created,
@@ -33,13 +32,6 @@ from coupon_clock.infrastructure.event_store.store import Envelope
 from coupon_clock.infrastructure.postgres.database import Schema
 from coupon_clock.projections.engine.projection import Projection, same_shape
 from coupon_clock.projections.engine.tables import columns_of, in_schema, selected
-from coupon_clock.projections.query_validation import (
-    LARGEST_PAGE,
-    limit_problems,
-    of_type,
-    shop_problems,
-    template_problems,
-)
 
 NAME = "coupon_template"
 FOLD_VERSION = 1
@@ -145,8 +137,6 @@ class Page(Struct, frozen=True):
 
 
 def find(connection: Connection[TupleRow], schema: Schema, shop_number: int, template_id: UUID) -> TemplateView | None:
-    """Raises InvalidCommand, which names the argument that cannot be asked for."""
-    rules.refuse(template_problems(shop_number, template_id))
     columns = LIVE.c
     wanted = (columns.shop_number == shop_number) & (columns.template_id == template_id)
     views = viewed(connection, schema, select(LIVE, AS_OF).where(wanted))
@@ -156,28 +146,25 @@ def find(connection: Connection[TupleRow], schema: Schema, shop_number: int, tem
 def page(
     connection: Connection[TupleRow], schema: Schema, shop_number: int, filters: Filters, after: UUID | None, limit: int
 ) -> Page:
-    """`limit`: from 1; more than LARGEST_PAGE is taken for that, as the cursor leads to the rest.
-
-    Raises InvalidCommand, which names each argument and filter that cannot be asked for.
-    """
-    rules.refuse(
-        chain(
-            shop_problems(shop_number),
-            filter_problems(filters),
-            of_type("after", after, UUID) if after is not None else (),
-            limit_problems(limit),
-        )
-    )
-    limit = min(limit, LARGEST_PAGE)
+    """The arguments are as `page_problems` finds none in."""
+    limit = min(limit, arguments.LARGEST_PAGE)
     views = viewed(connection, schema, page_statement(shop_number, filters, after, limit + 1))
     more = len(views) > limit
     return Page(views[:limit], views[limit - 1].template_id if more else None)
 
 
+def page_problems(shop_number: int, filters: Filters, after: UUID | None, limit: int) -> Problems:
+    """Each argument and filter that cannot be asked for."""
+    yield from arguments.shop(shop_number)
+    yield from list(arguments.of_type("filters", filters, Filters)) or filter_problems(filters)
+    yield from arguments.of_type("after", after, UUID) if after is not None else ()
+    yield from arguments.limit(limit)
+
+
 def filter_problems(filters: Filters) -> Problems:
     """Naive times, and words that no row can have: all that would find nothing, or another thing than was meant."""
     for field, value in given(filters).items():
-        if wrong_type := list(of_type(field, value, FILTERS[field][0])):
+        if wrong_type := list(arguments.of_type(field, value, FILTERS[field][0])):
             yield from wrong_type
         elif field in CHOICES:
             yield from rules.one_of(field, value, CHOICES[field])

@@ -4,7 +4,6 @@ One file: a row, a table, a fold, the queries. docs/projections.md walks through
 """
 
 from datetime import UTC, date, timedelta
-from itertools import chain
 from typing import Any, NamedTuple
 
 import msgspec
@@ -14,13 +13,13 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 from sqlalchemy import MetaData, Select, Table, select
 
-from coupon_clock.domain import rules
+from coupon_clock.domain import arguments
 from coupon_clock.domain.events import Created, Ended, EndReason, Event, StockIncreased, ValidityChanged
+from coupon_clock.domain.rules import Problems
 from coupon_clock.infrastructure.event_store.store import Envelope
 from coupon_clock.infrastructure.postgres.database import Schema
 from coupon_clock.projections.engine.projection import Key, Projection, same_shape
 from coupon_clock.projections.engine.tables import columns_of, in_schema, selected
-from coupon_clock.projections.query_validation import LARGEST_PAGE, limit_problems, of_type, shop_problems
 
 NAME = "shop_month"
 FOLD_VERSION = 1
@@ -100,19 +99,19 @@ class MonthsPage(NamedTuple):
 def page(
     connection: Connection[TupleRow], schema: Schema, shop_number: int, before: date | None, limit: int
 ) -> MonthsPage:
-    """`limit`: from 1; more than LARGEST_PAGE is taken for that. Raises InvalidCommand, which names the argument."""
-    rules.refuse(
-        chain(
-            shop_problems(shop_number),
-            of_type("before", before, date) if before is not None else (),
-            limit_problems(limit),
-        )
-    )
-    limit = min(limit, LARGEST_PAGE)
+    """The arguments are as `page_problems` finds none in."""
+    limit = min(limit, arguments.LARGEST_PAGE)
     with same_shape(SHOP_MONTHS):
         found = selected(connection, schema, page_statement(shop_number, before, limit + 1))
     months = [msgspec.convert(row, ShopMonth) for row in found]
     return MonthsPage(months[:limit], months[limit - 1].month if len(months) > limit else None)
+
+
+def page_problems(shop_number: int, before: date | None, limit: int) -> Problems:
+    """Each argument that cannot be asked for."""
+    yield from arguments.shop(shop_number)
+    yield from arguments.of_type("before", before, date) if before is not None else ()
+    yield from arguments.limit(limit)
 
 
 def page_statement(shop_number: int, before: date | None, limit: int) -> Select[Any]:

@@ -2,7 +2,7 @@
 
 from datetime import datetime, timedelta
 
-from coupon_clock.domain import rules
+from coupon_clock.domain import arguments, rules
 from coupon_clock.domain.validity import utc
 from coupon_clock.infrastructure.postgres.connection import connect, execute_script
 from coupon_clock.infrastructure.postgres.database import Schema
@@ -31,8 +31,8 @@ class ManualClock:
         self.set(now)
 
     def set(self, now: datetime) -> None:
-        """`now`: an aware time. Raises InvalidCommand where it is naive."""
-        rules.refuse(rules.instant("now", now))
+        """`now`: an aware time. Raises InvalidArgument where it is naive."""
+        arguments.refuse(rules.instant("now", now))
         self.now = utc(now)
         with connect(self._settings) as connection, connection.transaction():
             connection.execute(self._schema.sql("DELETE FROM {schema}.manual_clock"))

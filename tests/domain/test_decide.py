@@ -19,6 +19,7 @@ from coupon_clock.domain.errors import (
     CouponClockError,
     CouponTemplateNotFound,
     CouponTemplateOver,
+    InvalidArgument,
     InvalidCommand,
 )
 from coupon_clock.domain.events import Ended, EndReason, Event, StockIncreased, ValidityChanged
@@ -347,7 +348,7 @@ def test_what_was_terminated_is_usable_at_no_time():
 
 
 def test_usable_at_a_naive_time_is_no_question():
-    with pytest.raises(InvalidCommand, match="has no time zone: give it one"):
+    with pytest.raises(InvalidArgument, match="has no time zone: give it one"):
         fold(ACTIVE).is_usable(NOON.replace(tzinfo=None))
 
 

@@ -8,7 +8,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from coupon_clock.domain.coupon_template import decide
-from coupon_clock.domain.errors import InvalidCommand
+from coupon_clock.domain.errors import InvalidArgument, InvalidCommand
 from coupon_clock.domain.validity import Validity, utc
 from examples import MICROSECOND, MORNING, a_template
 
@@ -113,7 +113,7 @@ def test_a_window_holds_its_days_and_nothing_else_in_any_zone(first, length_in_d
 
 
 def then_refused(first: object, last: object, zone: object) -> str:
-    with pytest.raises(InvalidCommand) as refused:
+    with pytest.raises(InvalidArgument) as refused:
         Validity.days(first, last, zone)
     return str(refused.value)
 

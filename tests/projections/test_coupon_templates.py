@@ -5,12 +5,12 @@ from uuid import UUID
 
 import pytest
 
+from coupon_clock.domain.arguments import LARGEST_PAGE
 from coupon_clock.domain.discount import FixedAmount
-from coupon_clock.domain.errors import InvalidCommand
+from coupon_clock.domain.errors import InvalidArgument
 from coupon_clock.projections import shop_months
 from coupon_clock.projections.coupon_templates import Filters, page_statement
 from coupon_clock.projections.engine.tables import DIALECT
-from coupon_clock.projections.query_validation import LARGEST_PAGE
 from examples import EVENING, MICROSECOND, MORNING, NOON, OTHER_SHOP, SHOP, TEMPLATE, a_template, terminate
 from history import run_sql
 
@@ -103,14 +103,14 @@ NAIVE = datetime(2026, 3, 1, 12)  # noqa: DTZ001
     ids=ascii,
 )
 def test_a_filter_that_no_row_can_meet_is_refused_and_named(app, filters, says):
-    with pytest.raises(InvalidCommand) as refused:
+    with pytest.raises(InvalidArgument) as refused:
         app.page(SHOP, Filters(**filters))
 
     assert says in str(refused.value)
 
 
 def test_all_that_is_wrong_with_a_question_is_named_at_once(app):
-    with pytest.raises(InvalidCommand) as refused:
+    with pytest.raises(InvalidArgument) as refused:
         app.page("1", Filters(state="ended", ends_after=NAIVE), after="first", limit=0)
 
     assert [problem.field for problem in refused.value.problems] == [
@@ -121,13 +121,13 @@ def test_all_that_is_wrong_with_a_question_is_named_at_once(app):
 @pytest.mark.parametrize("ask", ["page", "shop_months"])
 @pytest.mark.parametrize("limit", [0, -1, "5", 2.0, True, None], ids=repr)
 def test_a_limit_is_a_number_from_one(app, ask, limit):
-    with pytest.raises(InvalidCommand, match="limit must be"):
+    with pytest.raises(InvalidArgument, match="limit must be"):
         getattr(app, ask)(SHOP, limit=limit)
 
 
 @pytest.mark.parametrize("before", ["2026-03-01", MORNING, 3], ids=repr)
 def test_the_cursor_of_months_is_a_date(app, before):
-    with pytest.raises(InvalidCommand, match="before must be date, not"):
+    with pytest.raises(InvalidArgument, match="before must be date, not"):
         app.shop_months(SHOP, before=before)
 
 
@@ -147,12 +147,12 @@ def test_more_than_a_page_may_have_is_taken_for_the_largest_and_the_cursor_leads
 @pytest.mark.parametrize("number", [0, 2**63, "1", True, None], ids=repr)
 def test_a_shop_number_is_one_that_a_shop_can_have(app, number):
     for ask in (app.page, app.shop_months, lambda shop: app.find(shop, TEMPLATE)):
-        with pytest.raises(InvalidCommand, match="shop_number must be"):
+        with pytest.raises(InvalidArgument, match="shop_number must be"):
             ask(number)
 
 
 def test_an_id_is_no_text(app):
-    with pytest.raises(InvalidCommand, match="template_id must be UUID, not str"):
+    with pytest.raises(InvalidArgument, match="template_id must be UUID, not str"):
         app.find(SHOP, str(TEMPLATE))
 
 

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from coupon_clock.app import Application, Settings
-from coupon_clock.domain.errors import CouponTemplateNotFound, CouponTemplateOver, InvalidCommand
+from coupon_clock.domain.errors import CouponTemplateNotFound, CouponTemplateOver, InvalidArgument, InvalidCommand
 from coupon_clock.domain.events import StockIncreased
 from coupon_clock.runtime import Runtime
 from coupon_clock.testing import (
@@ -143,9 +143,9 @@ def test_a_day_is_24_hours_also_where_clocks_go_forward(app):
 
 def test_a_time_without_a_zone_is_refused_and_turns_nothing(app, database_url):
     naive = MORNING.replace(tzinfo=None)
-    with pytest.raises(InvalidCommand, match="now has no time zone: give it one"):
+    with pytest.raises(InvalidArgument, match="now has no time zone: give it one"):
         app.clock.set(naive)
-    with pytest.raises(InvalidCommand, match="now has no time zone"), open_test_application(database_url, naive):
+    with pytest.raises(InvalidArgument, match="now has no time zone"), open_test_application(database_url, naive):
         pass
     assert app.runtime.store.learn_time() == app.clock.now == MORNING
 
