@@ -319,17 +319,25 @@ class Application:
     def follow(
         self,
         name: str,
-        handler: Callable[[list[Envelope[Event]]], object],
+        handler: Callable[..., object],
         batch: int = 500,
         start: int | Literal["now"] = 0,
         stop: StopEvent | None = None,
+        transactional: bool = False,
     ) -> None:
-        """Hands every event to `handler`, in position order and at least once, until `stop` is set or the app closes.
+        """Hands every event to `handler(envelopes)`, in position order and at least once, until `stop` is set or the
+        app closes.
 
-        A durable checkpoint keeps the place; `start` counts the first time only. A batch whose handler raises is
-        repeated whole, with back-off. A second process with the same name waits.
+        A durable checkpoint keeps the place. `start` counts the first time only: the position after which it begins,
+        or "now". A batch whose handler raises is repeated whole, with back-off; an event that cannot be read stops it
+        until `coupon-clock followers skip`. A second process with the same name waits, however slow the handler is.
+
+        `transactional`: calls `handler(envelopes, connection)`, within a transaction on Coupon Clock's database in
+        which the checkpoint moves too: what the handler writes there is committed exactly once.
+
+        Raises InvalidArgument, for names of projections and a `start` beyond the end of the log too.
         """
-        self.runtime.follow(name, handler, batch, start, stop)
+        self.runtime.follow(name, handler, batch, start, stop, transactional)
 
     # ── running ──────────────────────────────────────────────────────────────────────────────────
 

@@ -19,8 +19,9 @@ import structlog
 from msgspec import Struct
 from psycopg import Connection
 
+from coupon_clock.domain import arguments
 from coupon_clock.domain.decider import Command, Decider, Event, State
-from coupon_clock.domain.errors import CouponClockError, OutcomeUnknown
+from coupon_clock.domain.errors import CouponClockError, InvalidArgument, OutcomeUnknown, Problem
 from coupon_clock.infrastructure.command_handling.due import DueHandler, HandledStream
 from coupon_clock.infrastructure.command_handling.handler import CommandHandler, Executed, Overtaken
 from coupon_clock.infrastructure.command_handling.shared_queue import SharedQueue
@@ -67,6 +68,7 @@ ROLES: tuple[Role, ...] = ("relay", "consumer", "reconciler", "projector")
 
 NO_GRACE = timedelta(0)
 ENDED_NOW, ENDED_BEFORE = Completed(ended_now=True), Completed(ended_now=False)
+LARGEST_BATCH = 10_000
 RELAY_POLL_S = 0.2
 FOLLOW_POLL_S = 0.05
 LONGEST_YIELD_S = 0.5
@@ -218,28 +220,52 @@ class Runtime(Generic[State, Command, Event]):
     def follow(
         self,
         name: str,
-        handler: Callable[[list[Envelope[Event]]], object],
+        handler: Callable[..., object],
         batch: int = 500,
         start: int | Literal["now"] = 0,
         stop: StopEvent | None = None,
+        transactional: bool = False,
     ) -> None:
-        """Hands every event to `handler`, in position order and at least once, until `stop` is set or this closes.
+        """As `Application.follow`, which see."""
+        self.database.refuse_fork()
+        arguments.refuse(
+            self._follower_name(name),
+            arguments.function("handler", handler),
+            arguments.whole_number("batch", batch, 1, LARGEST_BATCH),
+            arguments.whole_number("start", start, 0) if start != "now" else (),
+            arguments.of_type("stop", stop, StopEvent) if stop is not None else (),
+            arguments.of_type("transactional", transactional, bool),
+        )
+        deliver = self._in_transaction(handler) if transactional else self._then_checkpoint(handler)
+        follower = Subscription(self.store, name, "follower", deliver, batch, start)
+        wait = follower.paced(self.log_grew.subscribe())
+        loop = Loop(name, follower.run_once, FOLLOW_POLL_S, wait, final=(InvalidArgument,))
+        loop.run_forever(stop or self._closing, self._closing)
+        if not self._closing.is_set():
+            follower.release()
 
-        A durable checkpoint keeps the place; `start` counts the first time only. A batch whose handler raises is
-        repeated whole, with back-off. A second process with the same name waits.
-        """
+    def _follower_name(self, name: str) -> Iterator[Problem]:
+        yield from arguments.name("name", name)
+        if name in [reserved for each in self.projections for reserved in (each.name, each.shadow)]:
+            yield Problem("name", name, "is the name of a projection: choose another")
 
+    def _then_checkpoint(self, handler: Callable[..., object]) -> Callable[[Batch[Event]], None]:
         def deliver(batch: Batch[Event]) -> None:
-            handler(batch.envelopes)
+            if batch.envelopes:
+                handler(batch.envelopes)
             with self.database.connection() as connection:
                 batch.advance(connection)
 
-        self.database.refuse_fork()
-        follower = Subscription(self.store, name, deliver, batch, start)
-        wait = follower.paced(self.log_grew.subscribe())
-        Loop(name, follower.run_once, FOLLOW_POLL_S, wait).run_forever(stop or self._closing, self._closing)
-        if not self._closing.is_set():
-            follower.release()
+        return deliver
+
+    def _in_transaction(self, handler: Callable[..., object]) -> Callable[[Batch[Event]], None]:
+        def deliver(batch: Batch[Event]) -> None:
+            with self.database.connection() as connection, connection.transaction():
+                batch.advance(connection)
+                if batch.envelopes:
+                    handler(batch.envelopes, connection)
+
+        return deliver
 
     # ── the messages ─────────────────────────────────────────────────────────────────────────────
 

@@ -7,7 +7,7 @@ from math import isfinite
 from uuid import UUID
 
 from coupon_clock.domain.errors import InvalidArgument, Problem
-from coupon_clock.domain.rules import LARGEST_NUMBER, Problems, storable, within
+from coupon_clock.domain.rules import LARGEST_NUMBER, Problems, within
 
 LARGEST_PAGE = 1_000
 LONGEST_NAME = 100
@@ -45,13 +45,23 @@ def name(field: str, value: str) -> Problems:
     """Of a follower, a projection and the like."""
     if wrong_type := list(of_type(field, value, str)):
         yield from wrong_type
-    elif not 1 <= len(value.strip()) <= LONGEST_NAME:
-        yield Problem(field, value, f"must have 1 to {LONGEST_NAME} characters after trimming")
-    else:
-        yield from storable(field, value)
+    elif not 1 <= len(value) <= LONGEST_NAME:
+        yield Problem(field, value, f"must have 1 to {LONGEST_NAME} characters")
+    elif not value.isprintable() or value != value.strip():
+        yield Problem(field, value, "must have visible characters and inner spaces only")
 
 
-def handler(field: str, value: object) -> Problems:
+def text(field: str, value: str, longest: int) -> Problems:
+    """A sentence or two that a person wrote."""
+    if wrong_type := list(of_type(field, value, str)):
+        yield from wrong_type
+    elif not 1 <= len(value) <= longest:
+        yield Problem(field, value, f"must have 1 to {longest:,} characters")
+    elif not value.isprintable():
+        yield Problem(field, value, "must have visible characters and spaces only")
+
+
+def function(field: str, value: object) -> Problems:
     if not callable(value):
         yield Problem(field, value, f"must be a function, not {type(value).__name__}")
 

@@ -39,12 +39,16 @@ def tune_interpreter() -> None:
 
 
 class Loop(Struct, frozen=True):
-    """`run_once` until `stop`; at once again while it finds work, else after `idle` seconds, or when `wait` wakes."""
+    """`run_once` until `stop`; at once again while it finds work, else after `idle` seconds, or when `wait` wakes.
+
+    `final`: errors that no repetition can mend; they end the loop, and are raised.
+    """
 
     role: str
     run_once: Callable[[], Counts]
     idle: float
     wait: Wait
+    final: tuple[type[Exception], ...] = ()
 
     def run_forever(self, stop: Event, *also: Event) -> None:
         """Until one of these is set."""
@@ -53,6 +57,8 @@ class Loop(Struct, frozen=True):
         while not any(each.is_set() for each in (stop, *also)):
             try:
                 counts = self.run_once()
+            except self.final:
+                raise
             except Exception as error:
                 if os.getpid() != process:
                     raise  # a handler forked: the loop is its parent's

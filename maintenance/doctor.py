@@ -26,6 +26,7 @@ from coupon_clock.infrastructure.postgres.connection import connect
 from coupon_clock.infrastructure.postgres.database import Schema, fetch_one
 from coupon_clock.infrastructure.postgres.errors import translate_errors
 from coupon_clock.infrastructure.settings import Settings
+from coupon_clock.maintenance import followers
 
 MOST_SKEW = timedelta(seconds=1)
 ARMING_S = 1.0
@@ -101,6 +102,13 @@ class AlarmsUnarmed(CouponClockError):
 
 
 @dataclass(eq=False)
+class FollowersStopped(CouponClockError):
+    """Some do not go on ({names}). See why, and what can be done, with: coupon-clock followers list"""
+
+    names: str
+
+
+@dataclass(eq=False)
 class OldSnapshot(CouponClockError):
     """A transaction has been open since {since} ({holder}), so VACUUM cannot remove what came and went meanwhile, and looks for what is due become slow. End it; set idle_in_transaction_session_timeout for its role."""  # noqa: E501
 
@@ -128,6 +136,7 @@ def _examine_postgresql(settings: Settings, oldest_snapshot: timedelta) -> Itera
             yield _diagnosis("clock", lambda: _clock(connection, settings))
             yield _diagnosis("reconciler", lambda: _reconcile(connection, settings))
             yield _diagnosis("relay", lambda: _relay(connection, settings))
+            yield _diagnosis("followers", lambda: _followers(connection, settings))
             yield _diagnosis("snapshots", lambda: _snapshots(connection, oldest_snapshot))
 
 
@@ -171,6 +180,13 @@ def _relay(connection: psycopg.Connection[TupleRow], settings: Settings) -> str:
     if count := _unarmed(connection, settings):
         raise AlarmsUnarmed(count, settings.lead)
     return "all that ends soon is with a broker"
+
+
+def _followers(connection: psycopg.Connection[TupleRow], settings: Settings) -> str:
+    found = followers.all_of(connection, Schema(settings.database_schema))
+    if stopped := [follower.name for follower in found if follower.is_stopped]:
+        raise FollowersStopped(", ".join(stopped))
+    return f"none of {len(found)} projections and followers is stopped"
 
 
 def _snapshots(connection: psycopg.Connection[TupleRow], oldest: timedelta) -> str:

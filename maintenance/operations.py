@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
 from coupon_clock.infrastructure.messaging.rejected import Rejected
 from coupon_clock.infrastructure.progress import Progress, no_progress
 from coupon_clock.infrastructure.scheduling.due_result import DueResult
-from coupon_clock.maintenance import repair
+from coupon_clock.maintenance import followers, repair
+from coupon_clock.maintenance.followers import Follower, SkippedEvent
 from coupon_clock.maintenance.verify import promise, rows
 from coupon_clock.maintenance.verify.promise import PromiseReport
 from coupon_clock.maintenance.verify.rows import Part
@@ -85,6 +86,38 @@ class Maintenance:
 
     def _projections(self, part: Part) -> list[Projection[Any]]:
         return [projection for projection in PROJECTIONS if part.is_all or projection.one_row_a_stream]
+
+    # ── what follows the log ─────────────────────────────────────────────────────────────────────
+
+    def followers(self) -> list[Follower]:
+        """Returns all projections and followers, with how far each is and what stops it."""
+        with self._store.database.connection() as connection:
+            return followers.all_of(connection, self._store.database.schema)
+
+    def skip_event(self, follower: str, position: int, skipped_by: str, reason: str) -> None:
+        """Has a follower pass over the event at this position, which it has not taken in yet; kept with who and why.
+
+        Raises InvalidArgument, UnknownFollower.
+        """
+        followers.skip(self._store, follower, position, skipped_by, reason)
+
+    def skipped_events(self, follower: str) -> list[SkippedEvent]:
+        """Returns what this follower passed over, or will. Raises InvalidArgument."""
+        return followers.skipped(self._store, follower)
+
+    def restart_follower(self, follower: str, position: int | Literal["now"]) -> int:
+        """Has a follower go on after this position, wherever it is; "now": after all that is stored or under way.
+
+        Returns the position. Raises InvalidArgument, UnknownFollower.
+        """
+        return followers.restart(self._store, follower, position)
+
+    def forget_follower(self, follower: str) -> None:
+        """Drops the checkpoint of a follower that is no longer there. One that is begins anew.
+
+        Raises UnknownFollower.
+        """
+        followers.forget(self._store, follower)
 
     # ── the messages ─────────────────────────────────────────────────────────────────────────────
 

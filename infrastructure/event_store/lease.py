@@ -8,14 +8,15 @@ was only slow goes on.
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from datetime import datetime
+from contextlib import contextmanager
+from datetime import datetime, timedelta
 from threading import Event, Thread
 from time import monotonic
 from typing import NamedTuple
 from uuid import UUID, uuid4
 
-from coupon_clock.domain.errors import CouponClockError
+import structlog
+
 from coupon_clock.infrastructure.postgres.database import Database, fetch_one
 
 PATIENCE_S = 15.0
@@ -25,6 +26,7 @@ TAKE = """
 INSERT INTO {schema}.lease AS held (name, holder, who) VALUES (%(name)s, %(holder)s, %(who)s)
     ON CONFLICT (name) DO UPDATE
    SET holder = excluded.holder, who = excluded.who, renewals = held.renewals + 1,
+       working_since = clock_timestamp() - %(at_work_for)s::interval,
        taken_at = CASE WHEN held.holder = excluded.holder THEN held.taken_at ELSE excluded.taken_at END
  WHERE held.holder = %(holder)s
     OR (held.holder, held.renewals) = (%(stale_holder)s::uuid, %(stale_renewals)s::bigint)
@@ -32,6 +34,9 @@ INSERT INTO {schema}.lease AS held (name, holder, who) VALUES (%(name)s, %(holde
 HELD = "SELECT holder, renewals, who, taken_at FROM {schema}.lease WHERE name = %s"
 IS_HELD = "SELECT EXISTS (SELECT FROM {schema}.lease WHERE name = %s AND holder = %s)"
 RELEASE = "DELETE FROM {schema}.lease WHERE name = %s AND holder = %s"
+
+
+log = structlog.get_logger()
 
 
 class Held(NamedTuple):
@@ -57,16 +62,21 @@ class Lease:
         self.other: Held | None = None
         self._unchanged_since = 0.0
         self._at_work = Event()
+        self._at_work_since = 0.0
         self._released = Event()
         self._keeper: Thread | None = None
 
     def take(self) -> bool:
         """Takes or renews it. Returns False while another has it, who is then `other`."""
+        return self._take(None)
+
+    def _take(self, at_work_for: timedelta | None) -> bool:
         stale = self.other if self.other and monotonic() - self._unchanged_since > self._patience_s else None
         parameters = {
             "name": self._name,
             "holder": self.holder,
             "who": f"{socket.gethostname()}, process {os.getpid()}",
+            "at_work_for": at_work_for,
             "stale_holder": stale and stale.holder,
             "stale_renewals": stale and stale.renewals,
         }
@@ -97,6 +107,7 @@ class Lease:
             self._released = Event()
             self._keeper = Thread(target=self._keep, args=(self._released,), name=f"lease {self._name}", daemon=True)
             self._keeper.start()
+        self._at_work_since = monotonic()
         self._at_work.set()
         try:
             yield
@@ -107,5 +118,7 @@ class Lease:
         while not released.is_set():
             self._at_work.wait()
             if not released.wait(self._patience_s / RENEWALS_A_PATIENCE) and self._at_work.is_set():
-                with suppress(CouponClockError):
-                    self.take()
+                try:
+                    self._take(timedelta(seconds=monotonic() - self._at_work_since))
+                except Exception as error:  # the work goes on, and the next renewal may succeed
+                    log.warning("lease not renewed", action="renew", name=self._name, why=str(error))

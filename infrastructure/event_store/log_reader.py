@@ -34,15 +34,17 @@ class RecordedEvent(NamedTuple):
 class Log(Protocol):
     """What a reader needs of the recorder."""
 
-    def select_page(self, after: int, through: int, limit: int) -> list[RecordedEvent]: ...
+    def select_page(self, after: int, through: int, limit: int) -> tuple[list[RecordedEvent], bool]: ...
 
     def writers(self) -> frozenset[str]: ...
 
 
 class LogPage(NamedTuple):
-    """`events` in position order, all final; `blocked_for`: seconds that the oldest gap has been undecided, or None."""
+    """`events` in position order, all final; `more`: whether others may follow at once; `blocked_for`: seconds that the
+    oldest gap has been undecided, or None."""
 
     events: list[RecordedEvent]
+    more: bool = False
     blocked_for: float | None = None
 
 
@@ -60,33 +62,41 @@ class LogReader:
     def __init__(self, log: Log, position: int) -> None:
         self._log = log
         self._gap: Gap | None = None
+        self._final_through = position
         self.position = position
 
     def page(self, limit: int) -> LogPage:
-        """The next events, none when there are none yet or a gap is undecided. Raises DatabaseUnavailable."""
+        """The next events, at most `limit`, and fewer where they are large; none when there are none yet or a gap is
+        undecided. Raises DatabaseUnavailable."""
         if self._gap is not None:
-            return self._across(self._gap)
-        events = self._log.select_page(self.position, LAST_POSITION, limit)
+            return self._across(self._gap, limit)
+        if self.position < self._final_through:
+            return self._final(limit)
+        events, more = self._log.select_page(self.position, LAST_POSITION, limit)
         prefix = contiguous(events, self.position)
         if prefix or not events:
-            return self._pass(prefix)
+            return self._pass(prefix, more)
         # Noted after the page was read: whoever drew a number below its end and is not noted was done by then.
         self._gap = Gap(events[-1].position, self._log.writers(), monotonic())
-        return self._across(self._gap)
+        return self._across(self._gap, limit)
 
-    def _across(self, gap: Gap) -> LogPage:
+    def _across(self, gap: Gap, limit: int) -> LogPage:
         gap.writers = still_writing(gap.writers, self._log.writers())
         if gap.writers:
-            return LogPage([], monotonic() - gap.noticed_at)
-        # What filled the gap makes the page longer than its limit.
-        events = self._log.select_page(self.position, gap.page_end, gap.page_end - self.position)
+            return LogPage([], blocked_for=monotonic() - gap.noticed_at)
         self._gap = None
-        return self._pass(events)
+        self._final_through = gap.page_end
+        return self._final(limit)
 
-    def _pass(self, events: list[RecordedEvent]) -> LogPage:
+    def _final(self, limit: int) -> LogPage:
+        """What filled the gap can be far more than a page. Its end is an event, so there is always a next one."""
+        events, more = self._log.select_page(self.position, self._final_through, limit)
+        return self._pass(events, more)
+
+    def _pass(self, events: list[RecordedEvent], more: bool) -> LogPage:
         if events:
             self.position = events[-1].position
-        return LogPage(events)
+        return LogPage(events, more)
 
 
 def contiguous(events: list[RecordedEvent], position: int) -> list[RecordedEvent]:

@@ -29,6 +29,8 @@ from coupon_clock.infrastructure.postgres.errors import DatabaseUnavailable, det
 
 POLL_S = 0.05
 PAGE = 500
+PAGE_BYTES = 8 * 1024 * 1024
+"""Of states and actors in one page of the log."""
 
 
 class NewEvents(NamedTuple):
@@ -193,20 +195,31 @@ class EventLogRecorder(ApplicationRecorder):
 
     # ── in the order of the log ──────────────────────────────────────────────────────────────────
 
+    # Sizes are known without reading what is stored out of line, so that what is left out costs nothing.
     SELECT_PAGE = """
-    SELECT originator_id, originator_version, topic, state, notification_id, recorded_at, command_id, cause, actor
-      FROM {schema}.event
-     WHERE notification_id > %s AND notification_id <= %s
+    SELECT originator_id, originator_version, topic, state, notification_id, recorded_at, command_id, cause, actor,
+           found
+      FROM (SELECT *,
+                   count(*) OVER () AS found,
+                   sum(octet_length(state) + coalesce(octet_length(actor), 0)) OVER (ORDER BY notification_id)
+                 - octet_length(state) - coalesce(octet_length(actor), 0) AS bytes_before
+              FROM (SELECT *
+                      FROM {schema}.event
+                     WHERE notification_id > %s AND notification_id <= %s
+                     ORDER BY notification_id
+                     LIMIT %s) AS events) AS page
+     WHERE bytes_before < %s
      ORDER BY notification_id
-     LIMIT %s
     """
 
-    def select_page(self, after: int, through: int, limit: int) -> list[RecordedEvent]:
-        """Returns what is visible now; a lower position may still come."""
+    def select_page(self, after: int, through: int, limit: int) -> tuple[list[RecordedEvent], bool]:
+        """Returns what is visible now, up to PAGE_BYTES and the event that passes them, and whether there may be more;
+        a lower position may still come."""
         with self._connections.connection() as connection:
             statement = self._connections.sql(self.SELECT_PAGE)
-            rows = connection.execute(statement, (after, through, limit))
-            return [RecordedEvent._make(row) for row in rows]
+            rows = connection.execute(statement, (after, through, limit, PAGE_BYTES)).fetchall()
+        more = bool(rows) and (rows[0][-1] == limit or rows[0][-1] > len(rows))
+        return [RecordedEvent._make(row[:-1]) for row in rows], more
 
     SELECT_END = "SELECT coalesce(max(notification_id), 0), {schema}.now_utc() FROM {schema}.event"
 

@@ -1,8 +1,10 @@
 """What keeps a log whole: checks of the server, the triggers and the sequence, for each new connection."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 from psycopg import Connection
+from psycopg.errors import InsufficientPrivilege, ReadOnlySqlTransaction
 from psycopg.rows import TupleRow
 
 from coupon_clock.domain.errors import CouponClockError
@@ -25,12 +27,11 @@ HIGHEST = "SELECT coalesce(max(notification_id), 0) FROM {schema}.event"
 SEQUENCE = "event_notification_id_seq"
 SEQUENCE_STATE = "SELECT last_value, is_called FROM {schema}.{sequence}"
 SEQUENCE_CACHE = "SELECT seqcache FROM pg_sequence WHERE seqrelid = to_regclass('{schema}.{sequence}')"
-BEYOND_LOG = """
-SELECT name, position, log.highest
-  FROM {schema}.checkpoint, (SELECT coalesce(max(notification_id), 0) AS highest FROM {schema}.event) AS log
- WHERE position > log.highest
- ORDER BY name
+IS_BEYOND_LOG = """
+NOT beyond_log AND position > (SELECT last_value - (NOT is_called)::int FROM {schema}.{sequence})
 """
+ANY_BEYOND_LOG = f"SELECT EXISTS (SELECT FROM {{schema}}.checkpoint WHERE {IS_BEYOND_LOG})"
+MARK_BEYOND_LOG = f"UPDATE {{schema}}.checkpoint SET beyond_log = true WHERE {IS_BEYOND_LOG}"
 
 
 @dataclass(eq=False)
@@ -64,7 +65,7 @@ def refuse_unsafe_server(connection: Connection[TupleRow]) -> None:
 def refuse_unsafe_log(connection: Connection[TupleRow], schema: Schema) -> None:
     refuse_disabled_triggers(connection, schema)
     refuse_unsafe_sequence(connection, schema)
-    refuse_checkpoint_beyond_log(connection, schema)
+    mark_checkpoints_beyond_log(connection, schema)
 
 
 def refuse_disabled_triggers(connection: Connection[TupleRow], schema: Schema) -> None:
@@ -89,12 +90,9 @@ def refuse_unsafe_sequence(connection: Connection[TupleRow], schema: Schema) -> 
         raise UnsafeLog(f"the sequence {name} is at {last}, its table at {highest}: SELECT setval('{name}', {highest})")
 
 
-def refuse_checkpoint_beyond_log(connection: Connection[TupleRow], schema: Schema) -> None:
-    """What such a follower took in is in the log no more, and it would skip what takes those positions next."""
-    if beyond := connection.execute(schema.sql(BEYOND_LOG)).fetchone():
-        name, position, highest = beyond
-        raise UnsafeLog(
-            f"the checkpoint of {name} is at {position}, beyond the log's end at {highest}: UPDATE "
-            f"{schema.name}.checkpoint SET position = {highest} WHERE name = '{name}', then rebuild what {name} fills "
-            "from the log"
-        )
+def mark_checkpoints_beyond_log(connection: Connection[TupleRow], schema: Schema) -> None:
+    """What they took in is in the log no more, and they would skip what takes those positions next. Marked before
+    anything is appended over this connection, because afterwards it cannot be seen any more."""
+    if fetch_one(connection, schema.sql(ANY_BEYOND_LOG, sequence=SEQUENCE))[0]:
+        with suppress(InsufficientPrivilege, ReadOnlySqlTransaction):  # who may not write cannot append either
+            connection.execute(schema.sql(MARK_BEYOND_LOG, sequence=SEQUENCE))

@@ -40,22 +40,41 @@ CREATE TABLE {schema}.alarm (
 CREATE INDEX alarm_due_idx     ON {schema}.alarm (due_at, stream_id);
 CREATE INDEX alarm_unarmed_idx ON {schema}.alarm (due_at) WHERE armed_at IS NULL;
 
+-- Up to where each projection and each follower has taken in the log. beyond_log: it was found past the last position
+-- drawn, as after a restore of the log alone, and does not go on by itself. stopped_by: the error that keeps it where it
+-- is, until the next batch that succeeds.
 CREATE TABLE {schema}.checkpoint (
     name         text PRIMARY KEY,
-    position     bigint  NOT NULL,
+    kind         text    NOT NULL CHECK (kind IN ('projection', 'follower')),
+    position     bigint  NOT NULL CHECK (position >= 0),
     build        integer NOT NULL DEFAULT 1,
     fold_version integer NOT NULL DEFAULT 1,
+    beyond_log   boolean NOT NULL DEFAULT false,
+    stopped_by   text,
+    stopped_at   timestamptz,
     step         text
 );
 COMMENT ON COLUMN {schema}.checkpoint.step IS 'Of a rebuild that is under way: what it does next.';
 
+-- Events that a person had a follower pass over.
+CREATE TABLE {schema}.skipped_event (
+    follower   text        NOT NULL,
+    position   bigint      NOT NULL,
+    skipped_by text        NOT NULL,
+    reason     text        NOT NULL,
+    skipped_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (follower, position)
+);
+
 -- Who follows the log under a name, or rebuilds a projection, as the only one; `renewals` grows while it works.
+-- working_since: of the piece of work that it has in hand, once that has taken some seconds.
 CREATE TABLE {schema}.lease (
-    name     text PRIMARY KEY,
-    holder   uuid        NOT NULL,
-    renewals bigint      NOT NULL DEFAULT 0,
-    who      text        NOT NULL,
-    taken_at timestamptz NOT NULL DEFAULT clock_timestamp()
+    name          text PRIMARY KEY,
+    holder        uuid        NOT NULL,
+    renewals      bigint      NOT NULL DEFAULT 0,
+    who           text        NOT NULL,
+    taken_at      timestamptz NOT NULL DEFAULT clock_timestamp(),
+    working_since timestamptz
 );
 
 -- The tables that were made for projections: no other table of such a name is ever altered, replaced or dropped.

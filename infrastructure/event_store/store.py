@@ -201,7 +201,8 @@ class EventStore(Generic[Event]):
 
     def end(self) -> int:
         """The highest position stored so far, 0 in an empty log. Lower ones may still come."""
-        return self.recorder.max_notification_id() or 0
+        position, _ = self.recorder.select_end()
+        return position
 
     def settled_end(self) -> int:
         """The same, once no lower one can come any more: it waits for the writers that are under way."""

@@ -1,29 +1,35 @@
 """Delivers the log in batches to one active process a name, from a durable checkpoint on."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from time import monotonic
 from typing import Generic, Literal, NamedTuple
 
+import structlog
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from coupon_clock.domain.decider import Event
+from coupon_clock.domain.errors import CouponClockError, InvalidArgument, Problem
 from coupon_clock.infrastructure import telemetry
-from coupon_clock.infrastructure.event_store.checkpoint import Checkpoint, StoredCheckpoint
+from coupon_clock.infrastructure.event_store.checkpoint import Checkpoint, CheckpointLost, Kind, StoredCheckpoint
 from coupon_clock.infrastructure.event_store.lease import PATIENCE_S, Lease
 from coupon_clock.infrastructure.event_store.log_reader import LogReader, RecordedEvent
 from coupon_clock.infrastructure.event_store.store import Envelope, EventStore, UnreadableEvent
 from coupon_clock.infrastructure.loop import Counts
 from coupon_clock.infrastructure.notifier import Wait
+from coupon_clock.infrastructure.postgres.errors import DatabaseUnavailable
 
 RENEW_AFTER_S = 5
 SHORTEST_PAUSE_S = 0.002
 
+log = structlog.get_logger()
+
 
 class Batch(NamedTuple, Generic[Event]):
-    """Envelopes in position order. `advance` moves the checkpoint past them, in the caller's transaction; call it
-    first there, so that a second process with the same name waits and is then refused."""
+    """Envelopes in position order, none where all were skipped. `advance` moves the checkpoint past them, in the
+    caller's transaction; call it first there, so that a second process with the same name waits and is then refused."""
 
     envelopes: list[Envelope[Event]]
     advance: Callable[[Connection[TupleRow]], None]
@@ -41,6 +47,7 @@ class Lag(NamedTuple):
 class Subscription(Generic[Event]):
     """`deliver` must see to it that `advance` is called.
 
+    `kind`: what follows, a projection or somebody's function: neither takes events from the other under its name.
     `start`: the position after which it begins the first time; "now": after all that is stored or under way.
     `patience_s`: how long another process under this name may show no sign of life.
     """
@@ -49,6 +56,7 @@ class Subscription(Generic[Event]):
         self,
         store: EventStore[Event],
         name: str,
+        kind: Kind,
         deliver: Callable[[Batch[Event]], None],
         batch: int = 500,
         start: int | Literal["now"] = 0,
@@ -60,8 +68,10 @@ class Subscription(Generic[Event]):
         self._batch = batch
         self._start = start
         self.lease = Lease(store.database, name, patience_s)
-        self._checkpoint = StoredCheckpoint(store.database, name)
+        self._checkpoint = StoredCheckpoint(store.database, name, kind)
         self.lag = Lag()
+        self._is_checked = False
+        self._stopped_by: str | None = None
         self._taken: Checkpoint | None = None
         self._reader = LogReader(store.recorder, 0)
         self._renewed_at = float("-inf")
@@ -70,8 +80,12 @@ class Subscription(Generic[Event]):
     def run_once(self) -> Counts:
         """One batch; nothing while another process follows under this name, or a gap is undecided.
 
-        Raises UnreadableEvent, where it stops until code comes that can read it: nothing is ever skipped.
+        Raises InvalidArgument where the name or `start` cannot be used; UnreadableEvent, where it stops until code
+        comes that can read it, or a person skips it; CheckpointBeyondLog, CheckpointLost, DatabaseUnavailable, and what
+        `deliver` raises.
         """
+        if not self._is_checked:
+            self._check()
         checkpoint = self._leased()
         if checkpoint is None:
             return Counts()
@@ -80,17 +94,19 @@ class Subscription(Generic[Event]):
             self._observe_lag(None, page.blocked_for)
             return Counts()
         try:
-            envelopes = self._readable(page.events)
+            envelopes = self._readable(page.events, checkpoint.skipped)
             position = self._reader.position
             with self.lease.kept():
                 self._deliver(Batch(envelopes, lambda c: self._checkpoint.advance(c, checkpoint, position)))
-        except BaseException:
+        except BaseException as error:
             self._taken = None  # the next batch begins at the stored checkpoint
+            self._note(error)
             raise
         self._taken = checkpoint._replace(position=position)
+        self._stopped_by = None
         self._pause = 0.0
-        self._observe_lag(envelopes[-1].recorded_at if len(page.events) == self._batch else None, None)
-        return Counts(followed=len(envelopes))
+        self._observe_lag(page.events[-1].recorded_at if page.more else None, None)
+        return Counts(followed=len(envelopes)) if envelopes else Counts(skipped=len(page.events))
 
     def release(self) -> None:
         """At a clean stop: another process may follow on at once. Raises DatabaseUnavailable."""
@@ -107,6 +123,23 @@ class Subscription(Generic[Event]):
 
         return paced_wait
 
+    def _check(self) -> None:
+        """What a process that waits for its turn should know at once."""
+        self._checkpoint.read()
+        if self._start != "now" and self._start > (end := self._store.end()):
+            raise InvalidArgument([Problem("start", self._start, f"must not be beyond the end of the log, {end}")])
+        self._is_checked = True
+
+    def _note(self, error: BaseException) -> None:
+        """For whoever looks at it from outside. Of what a handler raises the type alone: its text may hold anything."""
+        if isinstance(error, CheckpointLost | DatabaseUnavailable) or not isinstance(error, Exception):
+            return
+        note = str(error) if isinstance(error, CouponClockError) else f"its handler raised {type(error).__name__}"
+        if note != self._stopped_by:
+            with suppress(DatabaseUnavailable):
+                self._checkpoint.stop(note)
+                self._stopped_by = note
+
     def _leased(self) -> Checkpoint | None:
         if self._taken is not None and monotonic() - self._renewed_at < RENEW_AFTER_S:
             return self._taken
@@ -120,18 +153,25 @@ class Subscription(Generic[Event]):
         return checkpoint
 
     def _first_position(self) -> int:
-        return self._store.settled_end() if self._start == "now" else self._start
+        """What is under way below it is waited for: those who begin later cannot come before it."""
+        if self._start == 0:
+            return 0
+        end = self._store.settled_end()
+        return end if self._start == "now" else self._start
 
-    def _readable(self, events: list[RecordedEvent]) -> list[Envelope[Event]]:
+    def _readable(self, events: list[RecordedEvent], skipped: frozenset[int]) -> list[Envelope[Event]]:
         """As far as this code can read, so that an unreadable event does not block what comes before it."""
         envelopes: list[Envelope[Event]] = []
-        for event in events:
+        for number, event in enumerate(events):
+            if event.position in skipped:
+                log.warning("event skipped", action="follow", follower=self._name, position=event.position)
+                continue
             try:
                 envelopes.append(self._store.envelope(event))
             except UnreadableEvent:
-                if not envelopes:
+                if number == 0:
                     raise
-                self._reader = LogReader(self._store.recorder, envelopes[-1].position)
+                self._reader = LogReader(self._store.recorder, events[number - 1].position)
                 break
         return envelopes
 

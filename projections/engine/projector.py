@@ -46,7 +46,7 @@ class Projector:
         self._projection = projection
         self._table = table or projection.name
         self._long_gap_s = long_gap_s
-        self._subscription = Subscription(store, self._table, self._apply, batch)
+        self._subscription = Subscription(store, self._table, "projection", self._apply, batch)
         self._asked_at = float("-inf")
         self.standing = Standing()
         self.release = self._subscription.release

@@ -20,6 +20,7 @@ from sqlalchemy.schema import AddConstraint, CreateColumn, CreateIndex, CreateTa
 from sqlalchemy.sql.elements import quoted_name
 from sqlalchemy.sql.expression import ClauseElement
 
+from coupon_clock.domain.errors import InvalidArgument, Problem
 from coupon_clock.infrastructure.event_store.migrations import ForeignTable
 from coupon_clock.infrastructure.postgres.database import Schema, fetch_one
 from coupon_clock.projections.engine.projection import Key, Projection, Row
@@ -27,10 +28,13 @@ from coupon_clock.projections.engine.projection import Key, Projection, Row
 DIALECT = psycopg.dialect()  # type: ignore[no-untyped-call]
 
 BEGIN = (
-    "INSERT INTO {schema}.checkpoint (name, position, fold_version) VALUES ({name}, 0, {fold}) ON CONFLICT DO NOTHING"
+    "INSERT INTO {schema}.checkpoint (name, kind, position, fold_version) VALUES ({name}, 'projection', 0, {fold}) "
+    "ON CONFLICT DO NOTHING"
 )
 
 EXISTS = "SELECT to_regclass('{schema}.{name}') IS NOT NULL, to_regclass('{schema}.projection_table') IS NOT NULL"
+CHECKPOINTS_EXIST = "SELECT to_regclass('{schema}.checkpoint') IS NOT NULL"
+IS_FOLLOWER = "SELECT EXISTS (SELECT FROM {schema}.checkpoint WHERE name = %s AND kind = 'follower')"
 IS_OURS = "SELECT EXISTS (SELECT FROM {schema}.projection_table WHERE relation = '{schema}.{name}'::regclass)"
 NOTE = "INSERT INTO {schema}.projection_table VALUES ('{schema}.{name}'::regclass)"
 FORGET = "DELETE FROM {schema}.projection_table WHERE relation = '{schema}.{name}'::regclass"
@@ -65,9 +69,13 @@ def in_schema(table: Table) -> Table:
 
 
 def missing(connection: Connection[TupleRow], schema: Schema, projection: Projection[Any]) -> list[bytes]:
-    """Returns what makes the live table, its indexes and its checkpoint, where there is none. Raises ForeignTable."""
+    """Returns what makes the live table, its indexes and its checkpoint, where there is none.
+
+    Raises ForeignTable, and InvalidArgument where a follower of the log has the name.
+    """
     if exists(connection, schema, projection.name):
         return []
+    refuse_name_of_follower(connection, schema, projection.name)
     table = in_schema(projection.table(projection.name))
     names = {
         "schema": Identifier(schema.name),
@@ -80,6 +88,12 @@ def missing(connection: Connection[TupleRow], schema: Schema, projection: Projec
         schema.sql(NOTE, name=projection.name),
         SQL(BEGIN).format(**names).as_bytes(None),
     ]
+
+
+def refuse_name_of_follower(connection: Connection[TupleRow], schema: Schema, name: str) -> None:
+    (is_migrated,) = fetch_one(connection, schema.sql(CHECKPOINTS_EXIST))
+    if is_migrated and fetch_one(connection, schema.sql(IS_FOLLOWER), name)[0]:
+        raise InvalidArgument([Problem("name", name, "is the name of a follower of the log already")])
 
 
 def exists(connection: Connection[TupleRow], schema: Schema, name: str) -> bool:

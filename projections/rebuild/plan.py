@@ -22,9 +22,11 @@ RETURNING step, fold_version, build
 """
 
 DECIDE = """
-INSERT INTO {schema}.checkpoint AS earlier (name, position, fold_version, step) VALUES (%s, %s, %s, %s)
+INSERT INTO {schema}.checkpoint AS earlier (name, kind, position, fold_version, step)
+VALUES (%s, 'projection', %s, %s, %s)
     ON CONFLICT (name) DO UPDATE
-   SET position = excluded.position, fold_version = excluded.fold_version, step = excluded.step,
+   SET kind = excluded.kind, position = excluded.position, beyond_log = false,
+       fold_version = excluded.fold_version, step = excluded.step,
        build = earlier.build + 1
 RETURNING build
 """

@@ -72,9 +72,10 @@ LONGEST_WAIT = "SET LOCAL lock_timeout = '50ms'"
 LIVE_POSITION = "SELECT position FROM {schema}.checkpoint WHERE name = %s FOR UPDATE"
 # `build` makes every projector that is under way give up its batch, and begin again at the new position.
 TAKE_OVER = """
-INSERT INTO {schema}.checkpoint AS live (name, position, fold_version) VALUES (%s, %s, %s)
+INSERT INTO {schema}.checkpoint AS live (name, kind, position, fold_version) VALUES (%s, 'projection', %s, %s)
     ON CONFLICT (name) DO UPDATE
-   SET position = excluded.position, build = live.build + 1, fold_version = excluded.fold_version
+   SET position = excluded.position, build = live.build + 1, fold_version = excluded.fold_version,
+       beyond_log = false, stopped_by = NULL, stopped_at = NULL
 """
 
 

@@ -15,8 +15,10 @@ from coupon_clock.maintenance.doctor import examine
 from coupon_clock.testing import ManualClock
 from deadlines import eventually
 from examples import ending_in
+from history import append_unreadable
+from test_follow import following
 
-HEALTHY = ["log", "clock", "reconciler", "relay", "snapshots", "broker"]
+HEALTHY = ["log", "clock", "reconciler", "relay", "followers", "snapshots", "broker"]
 
 
 def findings(settings: Settings) -> dict[str, str]:
@@ -54,6 +56,13 @@ def test_a_sequence_that_would_break_followers_is_named_with_the_statement_that_
     with psycopg.connect(database_url) as connection:
         connection.execute("ALTER SEQUENCE coupon_clock.event_notification_id_seq CACHE 10")
     assert "CACHE 1" in findings(settings)["log"]
+
+
+def test_a_follower_that_stands_at_an_event_it_cannot_read_is_named(settings, live, database_url):
+    append_unreadable(database_url)
+    with following(live, "mails", list.copy):
+        eventually(lambda: "mails" in findings(settings).get("followers", ""))
+    assert "coupon-clock followers list" in findings(settings)["followers"]
 
 
 def test_clocks_that_disagree_are_named(settings, database_url):

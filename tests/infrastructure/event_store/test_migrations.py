@@ -211,13 +211,16 @@ def test_a_sequence_cache_is_refused_with_the_command_that_mends_it(connection):
     migrations.check(connection, SCHEMA)
 
 
-def test_a_checkpoint_beyond_the_log_is_refused_with_the_command_that_mends_it(connection):
+def test_checkpoints_beyond_the_last_position_drawn_are_marked_and_nothing_is_refused(connection):
     insert(connection, 5)
-    connection.execute("INSERT INTO coupon_clock.checkpoint (name, position) VALUES ('mails', 7), ('prices', 5)")
-    then_refused(connection, fix := "UPDATE coupon_clock.checkpoint SET position = 5 WHERE name = 'mails'")
-
-    connection.execute(fix)
+    connection.execute(
+        "INSERT INTO coupon_clock.checkpoint (name, kind, position) "
+        "VALUES ('mails', 'follower', 7), ('prices', 'follower', 5)"
+    )
     migrations.check(connection, SCHEMA)
+
+    marked = connection.execute("SELECT name FROM coupon_clock.checkpoint WHERE beyond_log").fetchall()
+    assert marked == [("mails",)]
 
 
 def test_triggers_that_were_left_disabled_are_refused(connection):

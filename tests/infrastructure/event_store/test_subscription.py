@@ -28,7 +28,7 @@ from psycopg.errors import IdleInTransactionSessionTimeout, InsufficientPrivileg
 from coupon_clock.infrastructure.event_store.checkpoint import CheckpointLost
 from coupon_clock.infrastructure.event_store.log_reader import LogReader, still_writing
 from coupon_clock.infrastructure.event_store.migrations import open_database
-from coupon_clock.infrastructure.event_store.recorder import EventLogRecorder
+from coupon_clock.infrastructure.event_store.recorder import PAGE_BYTES, EventLogRecorder
 from coupon_clock.infrastructure.event_store.store import Append, EventStore, NewEvent, UnreadableEvent
 from coupon_clock.infrastructure.event_store.subscription import Batch, Subscription
 from coupon_clock.infrastructure.postgres.connection import connect
@@ -309,6 +309,46 @@ def stock_recorder(settings: Settings, lock_free: bool) -> Iterator[PostgresAppl
         yield recorder
 
 
+def test_what_filled_a_gap_comes_in_pages_no_longer_than_others(database, writer, other_writer):
+    reader = LogReader(EventLogRecorder(database), 0)
+    writer.begin()
+    writer.insert(2_000)
+    other_writer.insert()
+    assert positions(reader, 10) == []
+    writer.commit()
+
+    pages: list[list[int]] = []
+    while page := positions(reader, 10):
+        pages.append(page)
+    assert max(map(len, pages)) == 10
+    assert [position for page in pages for position in page] == list(range(1, 2_002))
+
+
+def test_a_gap_in_what_filled_a_gap_is_final_too(database, writer, other_writer):
+    reader = LogReader(EventLogRecorder(database), 0)
+    writer.begin()
+    writer.insert()
+    writer.connection.execute("SAVEPOINT before")
+    writer.insert(20)
+    writer.connection.execute("ROLLBACK TO before")
+    writer.insert()
+    other_writer.insert()
+    writer.commit()
+    assert all_positions(reader, 1) == [1, 22, 23]
+
+
+def test_pages_of_large_events_are_cut_and_say_that_there_is_more(database, writer):
+    large = "INSERT INTO coupon_clock.event (originator_id, originator_version, topic, state, actor) "
+    large += "SELECT gen_random_uuid(), 1, 'Happened', decode(repeat('00', %s), 'hex'), repeat('x', %s) "
+    large += "FROM generate_series(1, 3)"
+    writer.connection.execute(large, (PAGE_BYTES // 2, PAGE_BYTES // 2))
+    writer.insert(2)
+
+    reader = LogReader(EventLogRecorder(database), 0)
+    pages = [reader.page(100) for _ in range(4)]
+    assert [(len(page.events), page.more) for page in pages] == [(1, True), (1, True), (1, True), (2, False)]
+
+
 def test_the_settled_end_of_the_log_waits_for_those_under_way(store, writer, other_writer):
     writer.begin()
     writer.insert()
@@ -344,7 +384,7 @@ class Taken(list[int]):
 
 
 def follower(database: Database, store: EventStore[Happened], taken: Taken, **given: object) -> Subscription[Happened]:
-    return Subscription(store, "mails", taken.deliver, **given)
+    return Subscription(store, "mails", "follower", taken.deliver, **given)
 
 
 def checkpoint(database: Database) -> tuple[int, UUID | None]:

@@ -9,6 +9,7 @@ import pytest
 from msgspec import Struct
 from sqlalchemy import BigInteger, Column, MetaData, Table, Text, Uuid
 
+from coupon_clock.domain.errors import InvalidArgument
 from coupon_clock.infrastructure.event_store.store import Envelope
 from coupon_clock.infrastructure.progress import no_progress
 from coupon_clock.projections.engine.projection import Projection
@@ -18,7 +19,7 @@ from coupon_clock.runtime import Runtime, Settings
 from coupon_clock.testing import TestRuntime, given
 from deadlines import eventually
 from examples import MORNING
-from history import value
+from history import run_sql, value
 from programs import example
 
 
@@ -86,3 +87,13 @@ def test_they_are_rebuilt(shop, orders, database_url):
     assert rebuild(orders.store, ORDER_ROWS, RebuildOptions(jobs=1)).events == 1
 
     assert value(database_url, LAST_EVENT) == "Placed"
+
+
+def test_it_never_takes_over_the_checkpoint_of_a_follower_with_its_name(shop, database_url):
+    settings = Settings.load(database_url=database_url, **shop.ITS_OWN)
+    Runtime.migrate(settings)
+    run_sql(database_url, "INSERT INTO orders.checkpoint (name, kind, position) VALUES ('order_row', 'follower', 7)")
+
+    with pytest.raises(InvalidArgument, match="is the name of a follower of the log already"):
+        Runtime.migrate(settings, [ORDER_ROWS])
+    assert value(database_url, "SELECT to_regclass('orders.order_row')") is None

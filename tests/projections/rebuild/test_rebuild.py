@@ -216,7 +216,10 @@ def test_commands_and_projectors_run_on_and_no_event_is_lost(app, busy, name):
 def test_a_shadow_that_is_behind_the_live_rows_is_not_swapped_in(app, database_url):
     given_a_history(app)
     run_sql(database_url, "CREATE TABLE coupon_clock.coupon_template_shadow (LIKE coupon_clock.coupon_template)")
-    run_sql(database_url, "INSERT INTO coupon_clock.checkpoint (name, position) VALUES ('coupon_template_shadow', 1)")
+    run_sql(
+        database_url,
+        "INSERT INTO coupon_clock.checkpoint (name, kind, position) VALUES ('coupon_template_shadow', 'projection', 1)",
+    )
     with only_run(app.store, TEMPLATE_ROWS) as run:
         assert swap(run, build_of(run)) is None
 
