@@ -188,7 +188,8 @@ class Application:
     @classmethod
     def open(cls, settings: Settings | None = None) -> Self:
         """Checks the schema; starts nothing. Raises UnusableSettings, DatabaseUnavailable, SchemaMissing, UnsafeLog."""
-        return cls(Runtime.open(settings or Settings.load(), COUPON_TEMPLATES, StoredEvent, PROJECTIONS))
+        settings = Settings.load() if settings is None else settings
+        return cls(Runtime.open(settings, COUPON_TEMPLATES, StoredEvent, PROJECTIONS))
 
     @staticmethod
     def migrate(settings: Settings) -> list[int]:
@@ -206,6 +207,7 @@ class Application:
     @staticmethod
     def roles_sql(settings: Settings) -> str:
         """Returns SQL that makes an owner, an application and a reader with their rights (docs/postgresql.md)."""
+        arguments.refuse(arguments.of_type("settings", settings, Settings))
         return roles(Schema(settings.database_schema))
 
     def __enter__(self) -> Self:
@@ -234,6 +236,7 @@ class Application:
 
     def execute_many(self, commands: Sequence[ShopCommand]) -> list[Outcome | CouponClockError]:
         """Returns outcomes or errors in order, after few transactions; one that fails does not affect the others."""
+        arguments.refuse(arguments.list_of("commands", commands))
         given = [(each, isinstance(each, SHOP_COMMANDS)) for each in commands]
         executed = iter(self.runtime.execute_many([each for each, is_ours in given if is_ours]))
         return [outcome_of(next(executed)) if is_ours else not_a_command(each) for each, is_ours in given]

@@ -150,6 +150,7 @@ class Runtime(Generic[State, Command, Event]):
         projections: Sequence[Projection[Any]] = (),
     ) -> Self:
         """Checks the schema; starts nothing. Raises UnusableSettings, DatabaseUnavailable, SchemaMissing, UnsafeLog."""
+        arguments.refuse(arguments.of_type("settings", settings, Settings))
         database = migrations.open_database(settings)
         try:
             runtime = cls(database, decider, stored_type, projections)
@@ -166,6 +167,7 @@ class Runtime(Generic[State, Command, Event]):
 
         Raises ForeignTable, SchemaTooNew, SchemaInUse, UnsafeLog, MissingRight, DatabaseUnavailable.
         """
+        arguments.refuse(arguments.of_type("settings", settings, Settings))
         schema = Schema(settings.database_schema)
         with connect(settings, LONG_STATEMENT_LIMIT_S) as connection, translate_errors():
             return migrations.migrate(connection, schema, missing_tables(schema, projections))
@@ -173,6 +175,7 @@ class Runtime(Generic[State, Command, Event]):
     @staticmethod
     def planned_migration(settings: Settings, projections: Sequence[Projection[Any]] = ()) -> str:
         """Returns the SQL that `migrate` would execute, empty where there is nothing to do. Raises as it does."""
+        arguments.refuse(arguments.of_type("settings", settings, Settings))
         schema = Schema(settings.database_schema)
         with connect(settings) as connection, translate_errors():
             planned = migrations.plan(connection, schema, missing_tables(schema, projections))
@@ -213,6 +216,7 @@ class Runtime(Generic[State, Command, Event]):
     ) -> "list[Executed[Event] | CouponClockError]":
         """What each came to, or its error, in order, in few transactions: one that fails spoils no other."""
         self.database.refuse_fork()
+        arguments.refuse(arguments.list_of("commands", commands))
         return self._handler.handle_many(commands, cause)
 
     # ── reactions ────────────────────────────────────────────────────────────────────────────────
@@ -298,8 +302,12 @@ class Runtime(Generic[State, Command, Event]):
         Raises UnknownRole, RolesTornApart, BrokerMisconfigured.
         """
         self.database.refuse_fork()
+        arguments.refuse(
+            arguments.list_of("roles", roles, str),
+            arguments.of_type("broker", broker, Broker) if broker is not None else (),
+        )
         check_roles(self.settings, roles)
-        broker = broker or broker_for(self.settings)
+        broker = broker_for(self.settings) if broker is None else broker
         parts = self.parts(broker)
         stop = StopEvent()
         receivers = start(self._receivers(parts, broker, stop) if "consumer" in roles else [], stop)

@@ -1,6 +1,6 @@
 """What may be given to a public call: a wrong argument is refused by name, and never taken for something else."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import date, datetime
 from itertools import chain
 from math import isfinite
@@ -33,12 +33,20 @@ def whole_number(field: str, value: int, least: int, most: int = LARGEST_NUMBER)
     yield from list(of_type(field, value, int)) or within(field, value, least, most)
 
 
-def seconds(field: str, value: float, most: float) -> Problems:
-    """From 0 to `most`."""
+def number(field: str, value: float, least: float, most: float) -> Problems:
+    """A finite one."""
     if wrong_type := list(of_type(field, value, int, float)):
         yield from wrong_type
-    elif not (isfinite(value) and 0 <= value <= most):
-        yield Problem(field, value, f"must be 0 to {most:,g} seconds")
+    elif not (isfinite(value) and least <= value <= most):
+        yield Problem(field, value, f"must be {least:,g} to {most:,g}")
+
+
+def list_of(field: str, value: object, *expected: type) -> Problems:
+    """A tuple and the like too; a text is none, though Python can walk through it."""
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+        yield Problem(field, value, f"must be a list, not {type(value).__name__}")
+    elif expected:
+        yield from chain.from_iterable(of_type(field, each, *expected) for each in value)
 
 
 def name(field: str, value: str) -> Problems:
@@ -79,7 +87,7 @@ def waiting(at_least: int | None, timeout: float) -> Problems:
     """For the read model to reach a position; one beyond the end of the log is waited for in vain."""
     if at_least is not None:
         yield from whole_number("at_least", at_least, 0)
-    yield from seconds("timeout", timeout, LONGEST_TIMEOUT_S)
+    yield from number("timeout", timeout, 0, LONGEST_TIMEOUT_S)
 
 
 def limit(value: int) -> Problems:

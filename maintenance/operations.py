@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any, Literal
 
+from coupon_clock.domain import arguments
 from coupon_clock.infrastructure.messaging.rejected import Rejected
 from coupon_clock.infrastructure.progress import Progress, no_progress
 from coupon_clock.infrastructure.scheduling.due_result import DueResult
@@ -11,11 +12,12 @@ from coupon_clock.maintenance import followers, repair
 from coupon_clock.maintenance.followers import Follower, SkippedEvent
 from coupon_clock.maintenance.verify import promise, rows
 from coupon_clock.maintenance.verify.promise import PromiseReport
-from coupon_clock.maintenance.verify.rows import Part
+from coupon_clock.maintenance.verify.rows import Part, part_problems
 from coupon_clock.maintenance.verify.stored_rows import Difference
 from coupon_clock.projections.engine.projection import Projection
 from coupon_clock.projections.rebuild.dry_run import DryRun, dry_run
 from coupon_clock.projections.rebuild.rebuild import RebuildOptions, Rebuilt, rebuild
+from coupon_clock.projections.rebuild.run import option_problems
 from coupon_clock.projections.registry import PROJECTIONS, projection_named
 from coupon_clock.runtime import Runtime
 
@@ -41,10 +43,12 @@ class Maintenance:
         Raises UnknownProjection, RebuildRunning, ShadowOfOtherFold, SwapBlocked, ForeignObjects, ForeignTable,
         RowsHidden, MissingRight, UnreadableEvent; the live rows are then as they were.
         """
+        arguments.refuse(option_problems(options), arguments.function("progress", progress))
         return rebuild(self._store, projection_named(name), options, progress)
 
     def dry_run(self, name: str = LIVE, progress: Progress = no_progress) -> DryRun:
         """Reads and folds what a rebuild would, and writes nothing. Raises as `rebuild` does."""
+        arguments.refuse(arguments.function("progress", progress))
         return dry_run(self._store, projection_named(name), progress)
 
     def repair_alarms(self) -> int:
@@ -68,6 +72,7 @@ class Maintenance:
 
     def verify(self, part: Part = ALL_STREAMS) -> Iterator[Difference]:
         """Returns the differences of `verify_rows` and `verify_alarms`, all in one snapshot."""
+        arguments.refuse(part_problems(part))
         return rows.verify(self._store, self._projections(part), True, part)
 
     def verify_rows(self, name: str | None = None, part: Part = ALL_STREAMS) -> Iterator[Difference]:
@@ -76,12 +81,14 @@ class Maintenance:
 
         Raises UnknownProjection, NotInParts, ReadModelOutdated, UnreadableEvent.
         """
+        arguments.refuse(part_problems(part))
         if name is not None:
             return rows.verify(self._store, [projection_named(name)], False, part)
         return rows.verify(self._store, self._projections(part), False, part)
 
     def verify_alarms(self, part: Part = ALL_STREAMS) -> Iterator[Difference]:
         """Returns every difference between the alarms, with their endings, and the log. Raises UnreadableEvent."""
+        arguments.refuse(part_problems(part))
         return rows.verify(self._store, [], True, part)
 
     def _projections(self, part: Part) -> list[Projection[Any]]:
@@ -126,16 +133,20 @@ class Maintenance:
 
         Returns how many. Stopped in between, it can be run again.
         """
+        arguments.refuse(arguments.function("progress", progress))
         return self._runtime.rearm(progress)
 
     def rejected(self, limit: int = 1_000) -> list[Rejected]:
         """Returns messages that could not be acted on, the oldest first."""
+        arguments.refuse(arguments.whole_number("limit", limit, 1))
         return self._runtime.rejected.oldest(limit)
 
     def retry_rejected(self, messages: Sequence[Rejected]) -> list[DueResult]:
         """Handles the templates that these messages mean, now. Returns Failed for what is no readable message."""
+        arguments.refuse(arguments.list_of("messages", messages, Rejected))
         return self._runtime.retry_rejected(messages)
 
     def drop_rejected(self, ids: Sequence[int] | None = None) -> int:
         """Forgets these, or all. Returns how many there were."""
+        arguments.refuse(arguments.list_of("ids", ids, int) if ids is not None else ())
         return self._runtime.rejected.drop(ids)

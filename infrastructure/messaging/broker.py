@@ -6,7 +6,7 @@ It may lose, repeat, reorder and delay messages: nothing is decided from them, s
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from msgspec import Struct
 
@@ -46,6 +46,7 @@ class Delivery(Struct, frozen=True, gc=False):
     receipt: object
 
 
+@runtime_checkable
 class Broker(Protocol):
     """One contract suite runs on every broker: tests/broker_contract.py.
 

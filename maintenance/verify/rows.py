@@ -15,7 +15,8 @@ from msgspec import Struct
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-from coupon_clock.domain.errors import CouponClockError
+from coupon_clock.domain import arguments
+from coupon_clock.domain.errors import CouponClockError, Problem
 from coupon_clock.domain.events import Event
 from coupon_clock.infrastructure.event_store.bulk_reader import (
     ALL,
@@ -46,6 +47,16 @@ class Part(Struct, frozen=True, kw_only=True):
     @property
     def is_all(self) -> bool:
         return self.since is None and self.percent is None
+
+
+def part_problems(part: Part) -> Iterator[Problem]:
+    if wrong_type := list(arguments.of_type("part", part, Part)):
+        yield from wrong_type
+        return
+    if part.since is not None:
+        yield from arguments.whole_number("since", part.since, 0)
+    if part.percent is not None:
+        yield from arguments.number("percent", part.percent, 0, 100)
 
 
 @dataclass(eq=False)

@@ -10,7 +10,9 @@ from msgspec import Struct
 from psycopg import Connection, Cursor
 from psycopg.rows import TupleRow
 
-from coupon_clock.domain.errors import CouponClockError
+from coupon_clock.domain import arguments
+from coupon_clock.domain.errors import CouponClockError, Problem
+from coupon_clock.domain.rules import LARGEST_NUMBER
 from coupon_clock.infrastructure.event_store.lease import PATIENCE_S, Held, Lease
 from coupon_clock.infrastructure.event_store.store import EventStore
 from coupon_clock.infrastructure.postgres.errors import DatabaseUnavailable
@@ -44,6 +46,24 @@ class RebuildOptions(Struct, frozen=True, kw_only=True):
 
 
 NO_OPTIONS = RebuildOptions()
+MOST_JOBS = 1_000
+LONGEST_WAIT_S = 86_400.0
+
+
+def option_problems(options: RebuildOptions) -> Iterator[Problem]:
+    """What cannot be asked of a rebuild."""
+    if wrong_type := list(arguments.of_type("options", options, RebuildOptions)):
+        yield from wrong_type
+        return
+    yield from arguments.of_type("resume", options.resume, bool)
+    yield from arguments.of_type("keep_old", options.keep_old, bool)
+    if options.events_per_s is not None:
+        yield from arguments.number("events_per_s", options.events_per_s, 1, LARGEST_NUMBER)
+    if options.jobs is not None:
+        yield from arguments.whole_number("jobs", options.jobs, 1, MOST_JOBS)
+    yield from arguments.whole_number("events_a_chunk", options.events_a_chunk, 1)
+    yield from arguments.number("swap_patience_s", options.swap_patience_s, 0, LONGEST_WAIT_S)
+    yield from arguments.number("takeover_s", options.takeover_s, 0, LONGEST_WAIT_S)
 
 
 class Run(Struct, frozen=True):
