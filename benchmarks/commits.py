@@ -1,5 +1,6 @@
 """How late ends are, and in which ways they are stored. The log tells whether a way is missing here."""
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import datetime
@@ -14,13 +15,18 @@ from measure import Figure, create, say, sleep_until
 from coupon_clock.app import Application
 from coupon_clock.domain.events import Ended
 from coupon_clock.infrastructure import telemetry
-from coupon_clock.infrastructure.event_store.recorder import DueStream
+from coupon_clock.infrastructure.event_store.recorder import EndedPage
 from coupon_clock.infrastructure.event_store.store import Append, Appended, Busy, Conflict
 
 WAYS = PAGE, EACH_STREAM, DECIDED = "prepared, in a page", "prepared, each stream for itself", "loaded and decided"
 CAUSES = "message", "reconciler"
 PATIENCE_S = 60.0
 
+ENDS = """
+SELECT originator_id, cause, recorded_at, (convert_from(state, 'UTF8')::json ->> 'ended_at')::timestamptz
+  FROM coupon_clock.event
+ WHERE topic = 'CouponTemplate.Ended'
+"""
 STORED = "SELECT cause, count(*) FROM coupon_clock.event WHERE topic = 'CouponTemplate.Ended' GROUP BY cause"
 
 
@@ -33,11 +39,14 @@ def ended(app: Application, ends: Sequence[datetime]) -> "Commits":
 
 
 class Commits:
-    """Stands before every way in which an end is stored, and notes PostgreSQL's time after each that ended any."""
+    """Stands before every way in which an end is stored, and notes PostgreSQL's time after each that ended any.
+
+    Ends of one cause come from one thread, so what was recorded between two such times was committed at the later one.
+    """
 
     def __init__(self, app: Application) -> None:
         self._clock = psycopg.connect(app.settings.database(), autocommit=True)
-        self._late: dict[UUID, float] = {}
+        self._committed_at: dict[str, list[datetime]] = {}
         self._stored: Counter[tuple[str, str]] = Counter()
         self._results_before = results()
         self._append = app.store.append
@@ -50,18 +59,22 @@ class Commits:
     def wait_for(self, count: int, last_end: datetime) -> None:
         sleep_until(last_end)
         give_up_at = monotonic() + PATIENCE_S
-        while len(self._late) < count and monotonic() < give_up_at:
+        while self._stored.total() < count and monotonic() < give_up_at:
             sleep(0.1)
+        stored: dict[str, int] = dict(self._clock.execute(STORED).fetchall())
+        assert stored == self._by_cause(), f"some ended in a way that is not counted: {stored}"
         late = self.lateness()
         say(f"{len(late):,} ended: {self.in_words()}")
         assert len(late) == count, "some did not end"
         assert min(late) >= 0, "some ended early"
-        stored: dict[str, int] = dict(self._clock.execute(STORED).fetchall())
-        assert stored == self._by_cause(), f"some ended in a way that is not counted: {stored}"
 
     def lateness(self, stream_ids: Sequence[UUID] | None = None) -> list[float]:
         """In seconds, of all or of these."""
-        return list(self._late.values()) if stream_ids is None else [self._late[each] for each in stream_ids]
+        late = {
+            stream_id: (committed_after(self._committed_at[cause], recorded_at) - end).total_seconds()
+            for stream_id, cause, recorded_at, end in self._clock.execute(ENDS)
+        }
+        return list(late.values()) if stream_ids is None else [late[each] for each in stream_ids]
 
     def in_words(self) -> str:
         """Which cause stored how many, in which way; and what the loops counted meanwhile."""
@@ -90,24 +103,28 @@ class Commits:
         for append, outcome in zip(appends, outcomes, strict=True):
             new = append.events[-1]
             if isinstance(outcome, Appended) and isinstance(new.event, Ended):
-                self._note(DECIDED, new.cause, [(append.stream_id, new.event.ended_at)])
+                self._note(DECIDED, new.cause, 1)
         return outcomes
 
-    def end_due(self, *arguments: Any) -> list[DueStream]:
-        return self._noted(PAGE, arguments[3], self._end_due(*arguments))
+    def end_due(self, *arguments: Any) -> EndedPage:
+        page = self._end_due(*arguments)
+        self._note(PAGE, arguments[4], len(page.lateness))
+        return page
 
-    def end_each_stream(self, *arguments: Any) -> list[DueStream]:
-        return self._noted(EACH_STREAM, arguments[1], self._end_each_stream(*arguments))
+    def end_each_stream(self, *arguments: Any) -> EndedPage:
+        page = self._end_each_stream(*arguments)
+        self._note(EACH_STREAM, arguments[2], len(page.lateness))
+        return page
 
-    def _noted(self, way: str, cause: str, due: list[DueStream]) -> list[DueStream]:
-        self._note(way, cause, [(each.stream_id, each.due_at) for each in due if each.recorded_at is not None])
-        return due
-
-    def _note(self, way: str, cause: str, ends: Sequence[tuple[UUID, datetime]]) -> None:
+    def _note(self, way: str, cause: str, ends: int) -> None:
         if ends:
-            (now,) = self._clock.execute("SELECT coupon_clock.now_utc()", prepare=True).fetchone() or (None,)
-            self._late.update((stream_id, (now - end).total_seconds()) for stream_id, end in ends)
-            self._stored[way, cause] += len(ends)
+            ((now,),) = self._clock.execute("SELECT coupon_clock.now_utc()", prepare=True)
+            self._committed_at.setdefault(cause, []).append(now)
+            self._stored[way, cause] += ends
+
+
+def committed_after(times: Sequence[datetime], recorded_at: datetime) -> datetime:
+    return times[bisect_left(times, recorded_at)]
 
 
 def results() -> Counter[tuple[str, str]]:

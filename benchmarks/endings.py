@@ -16,6 +16,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from coupon_clock.app import Application, Settings
 from coupon_clock.infrastructure.command_handling.due import DUE_WAIT, PAGE
+from coupon_clock.infrastructure.event_store.recorder import DueStream
 from coupon_clock.local_servers.servers import LocalServers
 from coupon_clock.testing import in_database, throw_away_database
 
@@ -115,9 +116,9 @@ def pages(url: str, count: int) -> float:
 
 
 def end_in_pages(app: Application) -> None:
-    after = (datetime(1, 1, 1, tzinfo=UTC), UUID(int=0))
-    while page := app.store.recorder.end_due(after, PAGE, timedelta(0), "reconciler", DUE_WAIT):
-        after = (page[-1].due_at, page[-1].stream_id)
+    last: DueStream | None = DueStream(UUID(int=0), datetime(1, 1, 1, tzinfo=UTC))
+    while last is not None:
+        last = app.store.recorder.end_due(last, PAGE, timedelta(0), (), "reconciler", DUE_WAIT).last
 
 
 def handle_due(url: str, count: int) -> float:

@@ -1,6 +1,6 @@
 """What may be given to a public call: a wrong argument is refused by name, and never taken for something else."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, datetime
 from itertools import chain
 from math import isfinite
@@ -42,8 +42,9 @@ def number(field: str, value: float, least: float, most: float) -> Problems:
 
 
 def list_of(field: str, value: object, *expected: type) -> Problems:
-    """A tuple and the like too; a text is none, though Python can walk through it."""
-    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+    """A tuple and the like too; a text is none, though Python can walk through it. Without `expected`, a generator is
+    fine as well."""
+    if not isinstance(value, Sequence if expected else Iterable) or isinstance(value, str | bytes | Mapping):
         yield Problem(field, value, f"must be a list, not {type(value).__name__}")
     elif expected:
         yield from chain.from_iterable(of_type(field, each, *expected) for each in value)

@@ -1,6 +1,6 @@
 """What is due is ended: prepared endings a page in one statement, the rest loaded and decided, a few at a time."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from time import monotonic
@@ -11,7 +11,7 @@ from coupon_clock.domain.decider import Command, Decider, Event, State
 from coupon_clock.domain.errors import CouponClockError
 from coupon_clock.infrastructure import telemetry
 from coupon_clock.infrastructure.command_handling.handler import EACH_WAIT, CommandHandler, Executed, Notify
-from coupon_clock.infrastructure.event_store.recorder import DueStream
+from coupon_clock.infrastructure.event_store.recorder import DueStream, EndedPage
 from coupon_clock.infrastructure.event_store.store import EventStore
 from coupon_clock.infrastructure.postgres.bottom_scans import BottomScans
 from coupon_clock.infrastructure.postgres.errors import TimedOut
@@ -22,6 +22,7 @@ FALLBACK = 100
 DUE_WAIT = timedelta(milliseconds=200)
 """Longest wait of a page for a writer that does not lock alarms: all that is due waits with it."""
 BOTTOM = datetime(1, 1, 1, tzinfo=UTC)
+FIRST_ID = UUID(int=0)
 LATE_COMMIT = timedelta(seconds=2)
 """So long may an alarm be due before its commit shows it, and still be found by the next look."""
 
@@ -85,52 +86,47 @@ class DueHandler(Generic[State, Command, Event]):
         Raises DatabaseUnavailable, UnsafeLog, AnswerLost.
         """
         lateness = telemetry.LATENESS.labels(cause)
-        asked, ended_asked, ended = set(stream_ids), set(), 0
+        asked, ended = set(stream_ids), 0
+        prepared: dict[UUID, HandledStream] = {}
         decided: dict[UUID, HandledStream] = {}
         mark = self._clock.now() - grace - LATE_COMMIT
-        for page in self._pages(cause, grace):
-            stored = [each for each in page if each.recorded_at is not None]
-            for each in stored:
-                lateness.observe((each.recorded_at - each.due_at).total_seconds())  # type: ignore[operator]
-            if stored:
+        for page in self._pages(asked, cause, grace):
+            for seconds in page.lateness:
+                lateness.observe(seconds)
+            if page.lateness:
                 self._notify(None)
-            ended += len(stored)
-            ended_asked |= asked.intersection([each.stream_id for each in stored])
-            others = [each for each in page if each.recorded_at is None]
-            decided |= self._decided(others, cause)
-            mark = min([mark, *(each.due_at for each in others)])
+            ended += len(page.lateness)
+            prepared |= dict.fromkeys(page.ended, HandledStream(ended=True))
+            decided |= self._decided(page.others, cause)
+            mark = min([mark, *(each.due_at for each in page.others)])
         self._mark = mark
         ended += sum(each.ended for each in decided.values())
-        decided_asked = decided | dict.fromkeys(ended_asked, HandledStream(ended=True))
-        return HandledDue(ended, decided, self._asked(stream_ids, decided_asked))
+        return HandledDue(ended, decided, self._asked(stream_ids, decided | prepared))
 
-    def _pages(self, cause: DueCause, grace: timedelta) -> Iterator[list[DueStream]]:
+    def _pages(self, asked: Set[UUID], cause: DueCause, grace: timedelta) -> Iterator[EndedPage]:
         """Beyond the last key, so that what cannot be ended at the head hides nothing."""
         started = monotonic()
         from_bottom = self._bottom_scans.due(started)
-        after = (BOTTOM if from_bottom else self._mark, UUID(int=0))
         try:
-            page, last = self._page(after, cause, grace)
+            page = self._page(DueStream(FIRST_ID, BOTTOM if from_bottom else self._mark), asked, cause, grace)
             if from_bottom:
-                self._bottom_scans.took(monotonic() - started, len(page), monotonic())
+                found = len(page.lateness) + len(page.others)
+                self._bottom_scans.took(monotonic() - started, found, monotonic())
             yield page
-            while last is not None:
-                page, last = self._page((last.due_at, last.stream_id), cause, grace)
+            while page.last is not None:
+                page = self._page(page.last, asked, cause, grace)
                 yield page
         except BaseException:
             self._bottom_scans.repeat()
             raise
 
-    def _page(
-        self, after: tuple[datetime, UUID], cause: DueCause, grace: timedelta
-    ) -> tuple[list[DueStream], DueStream | None]:
-        """Returns what was due, and the last of it where there may be more."""
+    def _page(self, after: DueStream, asked: Set[UUID], cause: DueCause, grace: timedelta) -> EndedPage:
         try:
-            page = due = self._recorder.end_due(after, PAGE, grace, cause, DUE_WAIT)
+            return self._recorder.end_due(after, PAGE, grace, asked, cause, DUE_WAIT)
         except TimedOut:
             due = self._recorder.select_due(after, PAGE, grace)
-            page = self._recorder.end_each_stream([each.stream_id for each in due], cause, EACH_WAIT)
-        return page, due[-1] if len(due) == PAGE else None
+            page = self._recorder.end_each_stream(due, asked, cause, EACH_WAIT)
+            return page._replace(last=due[-1] if len(due) == PAGE else None)
 
     def _decided(self, due: Sequence[DueStream], cause: DueCause) -> dict[UUID, HandledStream]:
         """Loaded and decided. A stream that decides nothing has a wrong alarm, which is corrected."""

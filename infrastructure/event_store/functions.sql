@@ -203,10 +203,17 @@ END $$;
 
 -- The prepared endings of what is due, a page at a time: soonest first, beyond the key given, so that what cannot be
 -- ended at the head hides nothing behind it. An ending is appended only where the stream is as its last append left it;
--- of the others recorded_at is null. Alarms that others hold are skipped.
+-- the rest comes back as others. Alarms that others hold are skipped.
+--
+-- One row: how many alarms were found, the last of them, the lateness in seconds of each ending, which of the streams
+-- asked for were ended. Rows for all would cost their reader more than all of the statement.
 CREATE FUNCTION {schema}.end_due(
-    after_due_at timestamptz, after_stream_id uuid, page bigint, grace interval, ending_cause text, longest_wait interval
-) RETURNS TABLE (stream_id uuid, due_at timestamptz, recorded_at timestamptz) LANGUAGE plpgsql
+    after_due_at timestamptz, after_stream_id uuid, page bigint, grace interval, asked uuid[],
+    ending_cause text, longest_wait interval
+) RETURNS TABLE (
+    found bigint, last_due_at timestamptz, last_stream_id uuid, lateness float8[], ended uuid[],
+    other_ids uuid[], other_due_ats timestamptz[]
+) LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
     SET plan_cache_mode = force_generic_plan SET enable_seqscan = off
 AS $$
@@ -222,7 +229,7 @@ BEGIN
          ORDER BY alarm.due_at, alarm.stream_id
          LIMIT page
            FOR UPDATE SKIP LOCKED
-    ), ended AS (
+    ), stored AS (
         INSERT INTO {schema}.event AS log (originator_id, originator_version, topic, state, command_id, cause)
         SELECT due.stream_id, due.version + 1, due.topic, due.ending, gen_random_uuid(), ending_cause
           FROM due
@@ -231,12 +238,21 @@ BEGIN
             ON CONFLICT (originator_id, originator_version) DO NOTHING
         RETURNING log.originator_id, log.recorded_at
     ), gone AS (
-        DELETE FROM {schema}.alarm USING ended WHERE alarm.stream_id = ended.originator_id
+        DELETE FROM {schema}.alarm USING stored WHERE alarm.stream_id = stored.originator_id
+    ), last AS (
+        SELECT due.due_at, due.stream_id FROM due ORDER BY due.due_at DESC, due.stream_id DESC LIMIT 1
     )
-    SELECT due.stream_id, due.due_at, ended.recorded_at
+    SELECT count(*),
+           (SELECT last.due_at FROM last),
+           (SELECT last.stream_id FROM last),
+           array_agg(extract(epoch FROM stored.recorded_at - due.due_at)::float8)
+               FILTER (WHERE stored.recorded_at IS NOT NULL),
+           array_agg(due.stream_id)
+               FILTER (WHERE stored.recorded_at IS NOT NULL AND due.stream_id IN (SELECT unnest(asked))),
+           array_agg(due.stream_id ORDER BY due.due_at) FILTER (WHERE stored.recorded_at IS NULL),
+           array_agg(due.due_at ORDER BY due.due_at)    FILTER (WHERE stored.recorded_at IS NULL)
       FROM due
-      LEFT JOIN ended ON ended.originator_id = due.stream_id
-     ORDER BY due.due_at, due.stream_id;
+      LEFT JOIN stored ON stored.originator_id = due.stream_id;
 END $$;
 
 -- The same of these streams, each for itself, for a page that waited in vain for a writer that does not lock alarms: a

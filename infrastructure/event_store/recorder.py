@@ -4,7 +4,7 @@ Differs from the library's own PostgreSQL recorder in how it inserts: no table l
 insert whose answer was lost. Followers read through log_reader.py, which never steps over an event.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from threading import Event
@@ -55,12 +55,20 @@ class NewEvents(NamedTuple):
 
 
 class DueStream(NamedTuple):
-    """An alarm that was due; `recorded_at`: when its prepared ending was stored, None where the stream has to be loaded
-    and decided on."""
+    """A stream whose alarm is due."""
 
     stream_id: UUID
     due_at: datetime
-    recorded_at: datetime | None
+
+
+class EndedPage(NamedTuple):
+    """`lateness`: of each ending that was stored, in seconds; `ended`: those of the streams asked for; `others`: the
+    streams that have to be loaded and decided on; `last`: of all that was due, where there may be more."""
+
+    lateness: list[float]
+    ended: list[UUID]
+    others: list[DueStream]
+    last: DueStream | None
 
 
 class EventLogRecorder(ApplicationRecorder):
@@ -99,40 +107,59 @@ class EventLogRecorder(ApplicationRecorder):
         return rows
 
     END_DUE = """
-    SELECT stream_id, due_at, recorded_at
-      FROM {schema}.end_due(%(after_due_at)b, %(after_stream_id)b, %(limit)b, %(grace)b, %(cause)s, %(longest_wait)b)
+    SELECT found, last_due_at, last_stream_id, lateness, ended, other_ids, other_due_ats
+      FROM {schema}.end_due(%(due_at)b, %(stream_id)b, %(limit)b, %(grace)b, %(asked)b, %(cause)s, %(longest_wait)b)
     """
 
     def end_due(
-        self, after: tuple[datetime, UUID], limit: int, grace: timedelta, cause: str, longest_wait: timedelta
-    ) -> "list[DueStream]":
+        self,
+        after: DueStream,
+        limit: int,
+        grace: timedelta,
+        asked: Collection[UUID],
+        cause: str,
+        longest_wait: timedelta,
+    ) -> EndedPage:
         """Stores the prepared endings of up to `limit` alarms that were due `grace` ago, beyond `after`, soonest first.
 
         Skips alarms that others hold. Raises TimedOut, RolledBack or another DatabaseUnavailable, AnswerLost.
         """
-        parameters = {
-            "after_due_at": after[0],
-            "after_stream_id": after[1],
+        parameters = after._asdict() | {
             "limit": limit,
             "grace": grace,
+            "asked": arrays.uuids(list(asked)),
             "cause": cause,
             "longest_wait": longest_wait,
         }
-        return self._ended(self.END_DUE, parameters)
+        with self._connections.connection() as connection, detect_lost_answer(connection):
+            rows = connection.execute(self._connections.sql(self.END_DUE), parameters, prepare=True)
+            ((found, last_due_at, last_stream_id, lateness, ended, ids, due_ats),) = rows
+        last = DueStream(last_stream_id, last_due_at) if found == limit else None
+        others = [DueStream(*other) for other in zip(ids or (), due_ats or (), strict=True)]
+        return EndedPage(lateness or [], ended or [], others, last)
 
     END_EACH_STREAM = """
     SELECT stream_id, due_at, recorded_at FROM {schema}.end_each_stream(%(ids)b, %(cause)s, %(longest_wait)b)
     """
 
-    def end_each_stream(self, stream_ids: Sequence[UUID], cause: str, longest_wait: timedelta) -> "list[DueStream]":
+    def end_each_stream(
+        self, due: Sequence[DueStream], asked: Collection[UUID], cause: str, longest_wait: timedelta
+    ) -> EndedPage:
         """As `end_due`, of these streams, each for itself: one that must wait too long is left out. Slower."""
-        parameters = {"ids": arrays.uuids(stream_ids), "cause": cause, "longest_wait": longest_wait}
-        return self._ended(self.END_EACH_STREAM, parameters)
-
-    def _ended(self, statement: str, parameters: dict[str, object]) -> "list[DueStream]":
+        parameters = {
+            "ids": arrays.uuids([each.stream_id for each in due]),
+            "cause": cause,
+            "longest_wait": longest_wait,
+        }
         with self._connections.connection() as connection, detect_lost_answer(connection):
-            rows = connection.execute(self._connections.sql(statement), parameters, prepare=True)
-            return [DueStream._make(row) for row in rows]
+            rows = connection.execute(self._connections.sql(self.END_EACH_STREAM), parameters, prepare=True).fetchall()
+        stored = [(stream_id, recorded_at - due_at) for stream_id, due_at, recorded_at in rows if recorded_at]
+        return EndedPage(
+            [late.total_seconds() for _, late in stored],
+            [stream_id for stream_id, _ in stored if stream_id in asked],
+            [DueStream(stream_id, due_at) for stream_id, due_at, recorded_at in rows if not recorded_at],
+            None,
+        )
 
     SELECT_DUE = """
     SELECT stream_id, due_at
@@ -143,12 +170,12 @@ class EventLogRecorder(ApplicationRecorder):
      LIMIT %(limit)b
     """
 
-    def select_due(self, after: tuple[datetime, UUID], limit: int, grace: timedelta) -> "list[DueStream]":
+    def select_due(self, after: DueStream, limit: int, grace: timedelta) -> list[DueStream]:
         """Up to `limit` alarms that were due `grace` ago, beyond `after`, soonest first; nothing is ended."""
-        parameters = {"grace": grace, "due_at": after[0], "stream_id": after[1], "limit": limit}
+        parameters = after._asdict() | {"grace": grace, "limit": limit}
         with self._connections.connection() as connection:
             rows = connection.execute(self._connections.sql(self.SELECT_DUE), parameters)
-            return [DueStream(stream_id, due_at, None) for stream_id, due_at in rows]
+            return [DueStream(*row) for row in rows]
 
     SELECT_ALARMS = """
     SELECT asked.id,
