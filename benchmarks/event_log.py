@@ -1,6 +1,6 @@
 """How fast the log takes events beside the eventsourcing library's own recorders, and what its followers miss.
 
-    python benchmarks/event_log.py [--json] [--events 10000000] [writers] [held] [followers] [bulk] [execute]
+    python benchmarks/event_log.py [--json] [--events 10000000] [writers] [held] [followers] [bulk] [execute] [library]
 
 Everything that is compared runs in turns on one server in one run, so that ratios hold where absolute figures do not.
 """
@@ -16,6 +16,7 @@ from uuid import UUID, uuid4
 
 from followers import missed
 from held_template import beside_a_held_template
+from library_applications import library_applications
 from measure import Figure, application, arguments, at_least, at_most, at_most_times, say, servers, tell, template
 from msgspec.structs import replace
 from writers import STATE, writers
@@ -132,6 +133,7 @@ MEASURES: dict[str, Callable[[str], Iterator[Figure]]] = {
     "followers": missed,
     "bulk": in_bulk,
     "execute": partial(one_execute, events=1_000_000),
+    "library": library_applications,
 }
 
 

@@ -5,6 +5,7 @@ import asyncio
 import os
 from collections.abc import Sequence
 from threading import Semaphore, Thread
+from time import sleep
 from typing import Any
 
 from job import main, record
@@ -51,6 +52,7 @@ def receive(consumer: Any) -> None:
         try:
             messages = consumer.receive(32, 60)
         except Exception:  # right after a start, or a restart of the broker
+            sleep(1)
             continue
         for message in messages:
             record(int(message.body))

@@ -57,12 +57,13 @@ class Gap(Struct):
 
 
 class LogReader:
-    """Reads on from `position`. Each reader judges its own gaps, page by page; nothing is shared between readers."""
+    """Reads on from `position`, up to `through`. Each judges its own gaps, page by page; readers share nothing."""
 
-    def __init__(self, log: Log, position: int) -> None:
+    def __init__(self, log: Log, position: int, through: int = LAST_POSITION) -> None:
         self._log = log
         self._gap: Gap | None = None
         self._final_through = position
+        self._through = through
         self.position = position
 
     def page(self, limit: int) -> LogPage:
@@ -72,7 +73,7 @@ class LogReader:
             return self._across(self._gap, limit)
         if self.position < self._final_through:
             return self._final(limit)
-        events, more = self._log.select_page(self.position, LAST_POSITION, limit)
+        events, more = self._log.select_page(self.position, self._through, limit)
         prefix = contiguous(events, self.position)
         if prefix or not events:
             return self._pass(prefix, more)

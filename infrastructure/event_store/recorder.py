@@ -4,6 +4,7 @@ Differs from the library's own PostgreSQL recorder in how it inserts: no table l
 insert whose answer was lost. Followers read through log_reader.py, which never steps over an event.
 """
 
+from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -22,12 +23,13 @@ from eventsourcing.persistence import (
     Subscription,
 )
 
-from coupon_clock.infrastructure.event_store.log_reader import LogReader, RecordedEvent
+from coupon_clock.infrastructure.event_store.log_reader import LAST_POSITION, LogReader, RecordedEvent
 from coupon_clock.infrastructure.postgres import arrays
 from coupon_clock.infrastructure.postgres.database import Connections, fetch_one
 from coupon_clock.infrastructure.postgres.errors import DatabaseUnavailable, detect_lost_answer
 
-POLL_S = 0.05
+SHORTEST_POLL_S, LONGEST_POLL_S = 0.002, 0.05
+SMALLEST_PAGE = 100
 PAGE = 500
 PAGE_BYTES = 8 * 1024 * 1024
 """Of states and actors in one page of the log."""
@@ -276,10 +278,8 @@ class EventLogRecorder(ApplicationRecorder):
     INSERT = """
     INSERT INTO {schema}.event (originator_id, originator_version, topic, state, command_id, cause, actor)
     SELECT id, version, topic, state, %s, %s, %s
-      FROM unnest(%b::uuid[], %b::bigint[], %b::text[], %b::bytea[])
-           WITH ORDINALITY AS given (id, version, topic, state, n)
+      FROM unnest(%b, %b, %b, %b) WITH ORDINALITY AS given (id, version, topic, state, n)
      ORDER BY n
-        ON CONFLICT (originator_id, originator_version) DO NOTHING
     RETURNING notification_id
     """
 
@@ -291,24 +291,17 @@ class EventLogRecorder(ApplicationRecorder):
         cause: str = "command",
         actor: str | None = None,
         **kwargs: Any,
-    ) -> Sequence[int]:
+    ) -> Sequence[int] | None:
         """Stores all or none, and returns the positions in the order given. Alarms stay as they are.
 
         Raises IntegrityError when a version exists already, and OperationalError when it is unknown whether the events
         were stored, or certain that they were not.
         """
-        columns = [(e.originator_id, e.originator_version, e.topic, e.state) for e in stored_events]
-        if not columns:
+        if not stored_events:
             return []
-        parameters = [command_id, cause, actor, *(list(column) for column in zip(*columns, strict=True))]
-        with (
-            translate_to_library_errors(),
-            self._connections.connection() as connection,
-            connection.transaction(),
-        ):
-            rows = connection.execute(self._connections.sql(self.INSERT), parameters).fetchall()
-            if len(rows) < len(columns):
-                raise IntegrityError(f"{len(columns) - len(rows)} of {len(columns)} events exist already")
+        with translate_to_library_errors(), self._connections.connection() as connection:
+            parameters = [command_id, cause, actor, *columns(stored_events)]
+            rows = connection.execute(self._connections.sql(self.INSERT), parameters, prepare=True).fetchall()
         return [position for (position,) in rows]
 
     SELECT_EVENTS = """
@@ -336,16 +329,6 @@ class EventLogRecorder(ApplicationRecorder):
         events = [StoredEvent(*row) for row in rows]
         return (events[::-1] if desc else events)[:limit]
 
-    SELECT_NOTIFICATIONS = """
-    SELECT originator_id, originator_version, topic, state, notification_id
-      FROM {schema}.event
-     WHERE notification_id >= %(first)s
-       AND (%(stop)s::bigint   IS NULL OR notification_id <= %(stop)s)
-       AND (%(topics)s::text[] IS NULL OR topic = ANY(%(topics)s))
-     ORDER BY notification_id
-     LIMIT %(limit)s
-    """
-
     def select_notifications(
         self,
         start: int | None,
@@ -355,12 +338,13 @@ class EventLogRecorder(ApplicationRecorder):
         *,
         inclusive_of_start: bool = True,
     ) -> Sequence[Notification]:
-        first = (start or 0) + (0 if inclusive_of_start or start is None else 1)
-        parameters = {"first": first, "stop": stop, "topics": list(topics) or None, "limit": limit}
-        with translate_to_library_errors(), self._connections.connection() as connection:
-            statement = self._connections.sql(self.SELECT_NOTIFICATIONS)
-            rows = connection.execute(statement, parameters).fetchall()
-        return [Notification(*row) for row in rows]
+        """Ends before a gap that may still be filled: what comes after it is there at the next call."""
+        after = (start or 0) - (1 if inclusive_of_start and start else 0)
+        reader, found = LogReader(self, after, LAST_POSITION if stop is None else stop), list[Notification]()
+        with translate_to_library_errors():
+            while len(found) < limit and (events := reader.page(max(limit - len(found), SMALLEST_PAGE)).events):
+                found += [notification(event) for event in events if not topics or event.topic in topics]
+        return found[:limit]
 
     END = "SELECT max(notification_id) FROM {schema}.event"
 
@@ -379,7 +363,8 @@ class PollingSubscription(Subscription[EventLogRecorder]):
     def __init__(self, recorder: EventLogRecorder, gt: int | None, topics: Sequence[str]) -> None:
         super().__init__(recorder=recorder, gt=gt, topics=topics)
         self._reader = LogReader(recorder, gt or 0)
-        self._pending: list[Notification] = []
+        self._pending: deque[Notification] = deque()
+        self._pause = SHORTEST_POLL_S
         self._stopped = Event()
 
     def stop(self) -> None:
@@ -392,13 +377,30 @@ class PollingSubscription(Subscription[EventLogRecorder]):
                 raise StopIteration
             with translate_to_library_errors():
                 page = self._reader.page(PAGE)
-            wanted = [e for e in page.events if not self._topics or e.topic in self._topics]
-            self._pending = [Notification(e.stream_id, e.version, e.topic, e.state, e.position) for e in wanted]
+            self._pending += [notification(e) for e in page.events if not self._topics or e.topic in self._topics]
+            self._pause = SHORTEST_POLL_S if page.events else min(2 * self._pause, LONGEST_POLL_S)
             if not page.events:
-                self._stopped.wait(POLL_S)
+                self._stopped.wait(self._pause)
         if self._stopped.is_set():
             raise StopIteration
-        return self._pending.pop(0)
+        return self._pending.popleft()
+
+
+def notification(event: RecordedEvent) -> Notification:
+    return Notification(event.stream_id, event.version, event.topic, event.state, event.position)
+
+
+def columns(stored_events: Sequence[StoredEvent]) -> list[object]:
+    """Of the table, packed."""
+    ids, versions, topics, states = zip(
+        *((e.originator_id, e.originator_version, e.topic, e.state) for e in stored_events), strict=True
+    )
+    return [
+        arrays.packed(arrays.Uuids, ids),
+        arrays.packed(arrays.Bigints, versions),
+        arrays.packed(arrays.Texts, topics),
+        arrays.packed(arrays.Byteas, states),
+    ]
 
 
 @contextmanager

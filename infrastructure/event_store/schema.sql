@@ -106,6 +106,20 @@ CREATE TABLE {schema}.rejected_message (
     rejected_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 
+-- For applications of the eventsourcing library (persistence.py): states of aggregates at a version, and how far a
+-- process has followed another application's log.
+CREATE TABLE {schema}.snapshot (
+    originator_id      uuid   NOT NULL,
+    originator_version bigint NOT NULL,
+    topic              text   NOT NULL,
+    state              bytea  NOT NULL,
+    PRIMARY KEY (originator_id, originator_version)
+);
+CREATE TABLE {schema}.tracking (
+    application_name text PRIMARY KEY,
+    notification_id  bigint NOT NULL
+);
+
 -- Bounds the transaction of every writer, ours or not, because followers stand still for it, and sees to it that no
 -- commit is acknowledged that a crash could take back.
 -- The bounds are the trigger's arguments: longest pause inside the transaction, longest transaction (PostgreSQL 17 on).

@@ -33,7 +33,7 @@ BEGIN = (
 )
 
 EXISTS = "SELECT to_regclass('{schema}.{name}') IS NOT NULL, to_regclass('{schema}.projection_table') IS NOT NULL"
-CHECKPOINTS_EXIST = "SELECT to_regclass('{schema}.checkpoint') IS NOT NULL"
+IS_MIGRATED = "SELECT to_regclass('{schema}.projection_table') IS NOT NULL"
 IS_FOLLOWER = "SELECT EXISTS (SELECT FROM {schema}.checkpoint WHERE name = %s AND kind = 'follower')"
 IS_OURS = "SELECT EXISTS (SELECT FROM {schema}.projection_table WHERE relation = '{schema}.{name}'::regclass)"
 NOTE = "INSERT INTO {schema}.projection_table VALUES ('{schema}.{name}'::regclass)"
@@ -91,7 +91,7 @@ def missing(connection: Connection[TupleRow], schema: Schema, projection: Projec
 
 
 def refuse_name_of_follower(connection: Connection[TupleRow], schema: Schema, name: str) -> None:
-    (is_migrated,) = fetch_one(connection, schema.sql(CHECKPOINTS_EXIST))
+    (is_migrated,) = fetch_one(connection, schema.sql(IS_MIGRATED))
     if is_migrated and fetch_one(connection, schema.sql(IS_FOLLOWER), name)[0]:
         raise InvalidArgument([Problem("name", name, "is the name of a follower of the log already")])
 
