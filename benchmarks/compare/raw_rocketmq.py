@@ -44,6 +44,8 @@ def work() -> None:
     threads = [Thread(target=receive, args=(consumer,)) for _ in range(RECEIVERS)]
     for thread in threads:
         thread.start()
+    for thread in threads:  # once the main thread ends, Python takes the client's executors away
+        thread.join()
 
 
 def receive(consumer: Any) -> None:
