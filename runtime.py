@@ -340,7 +340,7 @@ class Runtime(Generic[State, Command, Event]):
             broker, self.alarms, self.rejected, self.handle_due, self.clock, lead, self.settings.max_held
         )
         relay = Relay(self.alarms, broker, self.clock, lead)
-        reconciler = Reconciler(self.handle_due, grace)
+        reconciler = Reconciler(self.handle_due, self.alarms, grace)
         projectors = tuple(Projector(self.store, projection) for projection in self.projections)
         return Parts(relay, consumer, reconciler, projectors)
 

@@ -18,6 +18,8 @@ from coupon_clock.infrastructure.notifier import Wait
 
 Counts = Counter[str]
 """What one tick did, by name; empty when there was nothing to do."""
+NO_PROGRESS = frozenset({"failed", "not_due", "unacknowledged"})
+"""No reason to tick again at once."""
 
 GARBAGE_THRESHOLDS = (50_000, 20, 20)
 LONGEST_TURN_S = 0.0005
@@ -68,7 +70,7 @@ class Loop(Struct, frozen=True):
             else:
                 backoff.succeeded()
                 telemetry.count(self.role, counts)
-                if not counts:
+                if not counts.keys() - NO_PROGRESS:
                     self.wait(self.idle)
 
     def _report(self, error: Exception, seconds: float) -> None:

@@ -25,6 +25,7 @@ from coupon_clock.infrastructure.messaging.rocketmq.requests import Outgoing
 from coupon_clock.infrastructure.postgres.connection import connect
 from coupon_clock.infrastructure.postgres.database import Schema, fetch_one
 from coupon_clock.infrastructure.postgres.errors import translate_errors
+from coupon_clock.infrastructure.scheduling.alarms import STUCK, Stuck
 from coupon_clock.infrastructure.settings import Settings
 from coupon_clock.maintenance import followers
 
@@ -91,6 +92,15 @@ class AlarmsOverdue(CouponClockError):
 
     count: int
     since: datetime
+
+
+@dataclass(eq=False)
+class StreamsStuck(CouponClockError):
+    """{count} templates are due and cannot be ended, the first since {since:%Y-%m-%dT%H:%M:%SZ}: {reason} Correct what it names; they are tried again each minute at the latest."""  # noqa: E501
+
+    count: int
+    since: datetime
+    reason: str
 
 
 @dataclass(eq=False)
@@ -167,7 +177,11 @@ def _clock(connection: psycopg.Connection[TupleRow], settings: Settings) -> str:
 def _reconcile(connection: psycopg.Connection[TupleRow], settings: Settings) -> str:
     """Twice its usual time is allowed, so that a busy reconciler is no finding."""
     allowed = timedelta(seconds=2 * (settings.reconcile_grace + settings.reconcile_interval))
-    count, since = fetch_one(connection, Schema(settings.database_schema).sql(OVERDUE), allowed)
+    schema = Schema(settings.database_schema)
+    stuck = Stuck(*fetch_one(connection, schema.sql(STUCK)))
+    if stuck.since:
+        raise StreamsStuck(stuck.streams, stuck.since, stuck.reason or "")
+    count, since = fetch_one(connection, schema.sql(OVERDUE), allowed)
     if count:
         raise AlarmsOverdue(count, since)
     return "nothing is overdue"

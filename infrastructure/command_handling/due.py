@@ -7,18 +7,25 @@ from time import monotonic
 from typing import Generic, Literal, NamedTuple
 from uuid import UUID, uuid4
 
+import structlog
+
 from coupon_clock.domain.decider import Command, Decider, Event, State
-from coupon_clock.domain.errors import CouponClockError
+from coupon_clock.domain.errors import CouponClockError, OutcomeUnknown
 from coupon_clock.infrastructure import telemetry
-from coupon_clock.infrastructure.command_handling.handler import EACH_WAIT, CommandHandler, Executed, Notify
+from coupon_clock.infrastructure.command_handling.handler import EACH_WAIT, CommandHandler, Executed, Notify, Overtaken
 from coupon_clock.infrastructure.event_store.recorder import DueStream, EndedPage
+from coupon_clock.infrastructure.event_store.safety import UnsafeLog
 from coupon_clock.infrastructure.event_store.store import EventStore
 from coupon_clock.infrastructure.postgres.bottom_scans import BottomScans
-from coupon_clock.infrastructure.postgres.errors import TimedOut
+from coupon_clock.infrastructure.postgres.errors import DatabaseUnavailable, StatementTooLong, TimedOut
 
 PAGE = 2_000
 FALLBACK = 100
-"""Streams that are loaded and decided in one transaction: they may be long."""
+"""Short streams that are loaded and decided in one transaction."""
+LONG_STREAM = 200
+"""Events; a longer one goes alone, after all short ones."""
+DECIDING_S = 1.0
+"""How long one look loads and decides: what becomes due meanwhile waits for it."""
 DUE_WAIT = timedelta(milliseconds=200)
 """Longest wait of a page for a writer that does not lock alarms: all that is due waits with it."""
 BOTTOM = datetime(1, 1, 1, tzinfo=UTC)
@@ -27,6 +34,8 @@ LATE_COMMIT = timedelta(seconds=2)
 """So long may an alarm be due before its commit shows it, and still be found by the next look."""
 
 DueCause = Literal["message", "reconciler"]
+
+log = structlog.get_logger()
 
 
 @dataclass(eq=False)
@@ -42,6 +51,18 @@ class UnknownStream(CouponClockError):
     """There is no stream {stream_id}: its message is of another system, or the log was restored to an earlier time."""
 
     stream_id: UUID
+
+
+@dataclass(eq=False)
+class StreamStuck(CouponClockError):
+    """Stream {stream_id} is due and was left alone for a while, because it could not be handled: {reason}"""
+
+    stream_id: UUID
+    reason: str
+
+
+PASSING = (DatabaseUnavailable, OutcomeUnknown, Overtaken, UnsafeLog)
+"""Failures that are not the stream's own."""
 
 
 class HandledStream(NamedTuple):
@@ -83,6 +104,7 @@ class DueHandler(Generic[State, Command, Event]):
     def handle_due(self, stream_ids: Sequence[UUID], cause: DueCause, grace: timedelta) -> HandledDue:
         """Ends all that was due `grace` ago, soonest first, and tells what came of these streams.
 
+        What has to be loaded gets a second; what is left then is found by the next look.
         Raises DatabaseUnavailable, UnsafeLog, AnswerLost.
         """
         lateness = telemetry.LATENESS.labels(cause)
@@ -90,6 +112,7 @@ class DueHandler(Generic[State, Command, Event]):
         prepared: dict[UUID, HandledStream] = {}
         decided: dict[UUID, HandledStream] = {}
         mark = self._clock.now() - grace - LATE_COMMIT
+        until = monotonic() + DECIDING_S
         for page in self._pages(asked, cause, grace):
             for seconds in page.lateness:
                 lateness.observe(seconds)
@@ -97,8 +120,10 @@ class DueHandler(Generic[State, Command, Event]):
                 self._notify(None)
             ended += len(page.lateness)
             prepared |= dict.fromkeys(page.ended, HandledStream(ended=True))
-            decided |= self._decided(page.others, cause)
             mark = min([mark, *(each.due_at for each in page.others)])
+            decided |= self._decided(page.others, cause, until)
+            if monotonic() > until and not self._decider.prepares_ending:
+                break  # what follows has to be decided too
         self._mark = mark
         ended += sum(each.ended for each in decided.values())
         return HandledDue(ended, decided, self._asked(stream_ids, decided | prepared))
@@ -128,11 +153,13 @@ class DueHandler(Generic[State, Command, Event]):
             page = self._recorder.end_each_stream(due, asked, cause, EACH_WAIT)
             return page._replace(last=due[-1] if len(due) == PAGE else None)
 
-    def _decided(self, due: Sequence[DueStream], cause: DueCause) -> dict[UUID, HandledStream]:
-        """Loaded and decided. A stream that decides nothing has a wrong alarm, which is corrected."""
+    def _decided(self, due: Sequence[DueStream], cause: DueCause, until: float) -> dict[UUID, HandledStream]:
+        """Loaded and decided, short streams first, until it is that time. A stream that decides nothing has a wrong
+        alarm, which is corrected; one that cannot be decided on is left alone for a while."""
         handled: dict[UUID, HandledStream] = {}
-        for start in range(0, len(due), FALLBACK):
-            part = due[start : start + FALLBACK]
+        for part in self._parts(due):
+            if handled and monotonic() > until:
+                break
             commands = [self._decider.due_command(each.stream_id, uuid4()) for each in part]
             for each, executed in zip(part, self._commands.handle_many(commands, cause, DUE_WAIT), strict=True):
                 handled[each.stream_id] = outcome = handled_stream(executed)
@@ -141,19 +168,45 @@ class DueHandler(Generic[State, Command, Event]):
                 if outcome.ended and isinstance(executed, Executed):
                     late = executed.decided_at - each.due_at
                     telemetry.LATENESS.labels(cause).observe(late.total_seconds())
+            self._mark_stuck([(each, error) for each in part if (error := handled[each.stream_id].error)])
         return handled
+
+    def _parts(self, due: Sequence[DueStream]) -> Iterator[Sequence[DueStream]]:
+        """What is loaded together: not too many streams, and a long one alone."""
+        if not due:
+            return
+        versions = self._recorder.select_versions([each.stream_id for each in due])
+        short = [each for each in due if versions[each.stream_id] <= LONG_STREAM]
+        for start in range(0, len(short), FALLBACK):
+            yield short[start : start + FALLBACK]
+        long = [each for each in due if versions[each.stream_id] > LONG_STREAM]
+        yield from ([each] for each in sorted(long, key=lambda each: versions[each.stream_id]))
+
+    def _mark_stuck(self, failed: Sequence[tuple[DueStream, CouponClockError]]) -> None:
+        """What fails for a reason of its own, not because PostgreSQL is away or others are at work on it."""
+        stuck = [(each, str(error)) for each, error in failed if not isinstance(error, PASSING) or is_too_long(error)]
+        if stuck and (new := self._recorder.mark_stuck(stuck)):
+            (first, *_) = [reason for each, reason in stuck if each.stream_id in new]
+            log.warning("left alone for a while", action="handle_due", streams=len(new), first=first)
 
     def _asked(self, stream_ids: Sequence[UUID], handled: dict[UUID, HandledStream]) -> list[HandledStream]:
         """The others as their alarms are now: gone, not due yet, or held by somebody else."""
         others = [stream_id for stream_id in stream_ids if stream_id not in handled]
-        for stream_id, exists, due_at, is_overdue in self._recorder.select_alarms(others) if others else []:
+        for stream_id, exists, due_at, is_overdue, stuck_by in self._recorder.select_alarms(others) if others else []:
             if not exists:
                 handled[stream_id] = HandledStream(error=UnknownStream(stream_id))
+            elif stuck_by is not None:
+                handled[stream_id] = HandledStream(error=StreamStuck(stream_id, stuck_by))
             elif is_overdue:
                 handled[stream_id] = HandledStream(error=TimedOut("somebody else holds the alarm"))
             else:
                 handled[stream_id] = HandledStream(due_at=due_at)
         return [handled[stream_id] for stream_id in stream_ids]
+
+
+def is_too_long(error: CouponClockError) -> bool:
+    """Alone, a stream whose load uses up the time of a statement will do so again."""
+    return isinstance(error, StatementTooLong)
 
 
 def handled_stream(executed: Executed[Event] | CouponClockError) -> HandledStream:

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from coupon_clock.domain.decider import Command, Decider, Event, State, prepared_ending
 from coupon_clock.domain.errors import CommandConflict, CouponClockError, InvalidCommand, OutcomeUnknown, Problem
+from coupon_clock.infrastructure.event_store.recorder import TooMuchAtOnce
 from coupon_clock.infrastructure.event_store.safety import UnsafeLog
 from coupon_clock.infrastructure.event_store.store import (
     Append,
@@ -147,8 +148,8 @@ class CommandHandler(Generic[State, Command, Event]):
         longest_wait: timedelta | None = None,
         give_up_at: float | None = None,
     ) -> Outcomes[Event]:
-        """The five steps, once. A batch that fails as a whole is halved, until the culprit is alone or, some time after
-        the first failure, it is `give_up_at`.
+        """The five steps, once. A batch that is too large, or fails as a whole, is halved: until the culprit is alone,
+        or, some time after the first failure, it is `give_up_at`.
 
         Of several, commands on a stream that somebody else has under way come back as StreamBusy, and those that others
         came before as Overtaken.
@@ -163,12 +164,12 @@ class CommandHandler(Generic[State, Command, Event]):
             changed = [stream for stream in streams.values() if stream.new_events]
             appends = [stream.append(cause) for stream in changed]
             results = self._appended(appends, loaded.now, longest_wait)  # 3. append
+        except TooMuchAtOnce:
+            return self._in_parts(commands, cause, longest_wait, give_up_at)
         except (RolledBack, TimedOut, Unstorable) as failure:
             give_up_at = give_up_at or monotonic() + self._patience_s
             if len(commands) > 1 and monotonic() < give_up_at:
-                middle = len(commands) // 2
-                halves = commands[:middle], commands[middle:]
-                return [outcome for half in halves for outcome in self.attempt(half, cause, longest_wait, give_up_at)]
+                return self._in_parts(commands, cause, longest_wait, give_up_at)
             if isinstance(failure, DecidedTooLate):
                 return [Overtaken(each.command_id, self.stream_id(each), str(failure)) for each in commands]
             return [failure for _ in commands]
@@ -179,6 +180,41 @@ class CommandHandler(Generic[State, Command, Event]):
         if due_ats := [stream.due_at for stream in changed if isinstance(stream.result, Appended)]:  # 5. notify
             self._notify(min((due_at for due_at in due_ats if due_at), default=None))
         return [streams[self.stream_id(c)].outcome(c, d) for c, d in zip(commands, decided, strict=True)]
+
+    def _in_parts(
+        self,
+        commands: Sequence[Command],
+        cause: Cause,
+        longest_wait: timedelta | None,
+        give_up_at: float | None,
+    ) -> Outcomes[Event]:
+        """Halved by streams, so that the commands of each stay together and in order; those of one by one."""
+        streams = list(dict.fromkeys(map(self.stream_id, commands)))
+        if len(streams) == 1:
+            return self._one_by_one(commands, cause, longest_wait, give_up_at)
+        first = set(streams[: len(streams) // 2])
+        outcomes: dict[int, Executed[Event] | CouponClockError] = {}
+        for is_first in (True, False):
+            half = [n for n, command in enumerate(commands) if (self.stream_id(command) in first) is is_first]
+            attempted = self.attempt([commands[n] for n in half], cause, longest_wait, give_up_at)
+            outcomes.update(zip(half, attempted, strict=True))
+        return [outcomes[n] for n in range(len(commands))]
+
+    def _one_by_one(
+        self,
+        commands: Sequence[Command],
+        cause: Cause,
+        longest_wait: timedelta | None,
+        give_up_at: float | None,
+    ) -> Outcomes[Event]:
+        """Of one stream. What comes after one that may still be tried again must not come before it."""
+        outcomes: Outcomes[Event] = []
+        for number, command in enumerate(commands):
+            outcomes += self.attempt([command], cause, longest_wait, give_up_at)
+            if isinstance(outcomes[-1], Overtaken | OutcomeUnknown | DatabaseUnavailable):
+                outcomes += [as_for_another(outcomes[-1], later.command_id) for later in commands[number + 1 :]]
+                break
+        return outcomes
 
     def _appended(
         self, appends: Sequence[Append[Event]], decided_at: datetime, longest_wait: timedelta | None
@@ -318,6 +354,15 @@ class Stream(Generic[State, Command, Event]):
             assert isinstance(self.result, Appended)
             return self.result.positions[version - self._loaded_version - 1]
         return next((e.position for e in reversed(self._envelopes) if e.version == version), 0)
+
+
+def as_for_another(failure: CouponClockError, command_id: UUID) -> CouponClockError:
+    match failure:
+        case Overtaken():
+            return Overtaken(command_id, failure.stream_id, failure.reason)
+        case OutcomeUnknown():
+            return OutcomeUnknown(command_id)
+    return failure
 
 
 def decider_failed(stream_id: UUID, bug: Exception) -> DeciderFailed:

@@ -15,8 +15,9 @@ BEGIN
     END IF;
 END $$;
 
--- PostgreSQL's time, and the events of these streams; without any, the time alone.
-CREATE FUNCTION {schema}.load_streams(ids uuid[]) RETURNS TABLE (
+-- PostgreSQL's time, and the events of these streams; without any, the time alone. Nothing at all where several are too
+-- much together: they are loaded in parts then.
+CREATE FUNCTION {schema}.load_streams(ids uuid[], most_events bigint, most_bytes bigint) RETURNS TABLE (
     read_at timestamptz, originator_id uuid, originator_version bigint, topic text, state bytea,
     notification_id bigint, recorded_at timestamptz, command_id uuid, cause text, actor text
 ) LANGUAGE plpgsql
@@ -24,12 +25,28 @@ CREATE FUNCTION {schema}.load_streams(ids uuid[]) RETURNS TABLE (
     SET plan_cache_mode = force_generic_plan SET enable_seqscan = off
 AS $$
 BEGIN
-    RETURN QUERY
-    SELECT clock.now, log.originator_id, log.originator_version, log.topic, log.state,
-           log.notification_id, log.recorded_at, log.command_id, log.cause, log.actor
-      FROM (SELECT {schema}.now_utc() AS now) AS clock
-      LEFT JOIN {schema}.event AS log ON log.originator_id = ANY (ids)
-     ORDER BY log.originator_id, log.originator_version;
+    IF cardinality(ids) <= 1 THEN
+        RETURN QUERY
+        SELECT clock.now, log.originator_id, log.originator_version, log.topic, log.state,
+               log.notification_id, log.recorded_at, log.command_id, log.cause, log.actor
+          FROM (SELECT {schema}.now_utc() AS now) AS clock
+          LEFT JOIN {schema}.event AS log ON log.originator_id = ANY (ids)
+         ORDER BY log.originator_version;
+    ELSE
+        RETURN QUERY
+        WITH log AS MATERIALIZED (
+            SELECT event.* FROM {schema}.event WHERE event.originator_id = ANY (ids) LIMIT most_events + 1
+        ), size AS (
+            SELECT count(*) AS events, coalesce(sum(octet_length(log.state)), 0) AS bytes FROM log
+        )
+        SELECT clock.now, log.originator_id, log.originator_version, log.topic, log.state,
+               log.notification_id, log.recorded_at, log.command_id, log.cause, log.actor
+          FROM (SELECT {schema}.now_utc() AS now) AS clock
+         CROSS JOIN size
+          LEFT JOIN log ON true
+         WHERE size.events <= most_events AND size.bytes <= most_bytes
+         ORDER BY log.originator_id, log.originator_version;
+    END IF;
 END $$;
 
 -- Events of many streams with their alarms, in one call.
@@ -115,6 +132,7 @@ BEGIN
          WHERE changed.due_at IS NOT NULL
             ON CONFLICT ON CONSTRAINT alarm_pkey DO UPDATE
            SET due_at = excluded.due_at, version = excluded.version, topic = excluded.topic, ending = excluded.ending,
+               stuck_since = NULL, stuck_until = NULL, stuck_by = NULL,
                armed_at     = CASE WHEN kept.due_at = excluded.due_at THEN kept.armed_at END,
                leased_until = CASE WHEN kept.due_at = excluded.due_at THEN kept.leased_until END
          WHERE kept.due_at <> excluded.due_at OR kept.ending IS NOT NULL OR excluded.ending IS NOT NULL
@@ -226,6 +244,7 @@ BEGIN
           FROM {schema}.alarm
          WHERE alarm.due_at <= (SELECT {schema}.now_utc() - grace)
            AND (alarm.due_at, alarm.stream_id) > (after_due_at, after_stream_id)
+           AND (alarm.stuck_until IS NULL OR alarm.stuck_until <= (SELECT {schema}.now_utc()))
          ORDER BY alarm.due_at, alarm.stream_id
          LIMIT page
            FOR UPDATE SKIP LOCKED

@@ -7,6 +7,7 @@ insert whose answer was lost. Followers read through log_reader.py, which never 
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from threading import Event
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ from eventsourcing.persistence import (
     Subscription,
 )
 
+from coupon_clock.domain.errors import CouponClockError
 from coupon_clock.infrastructure.event_store.log_reader import LAST_POSITION, LogReader, RecordedEvent
 from coupon_clock.infrastructure.postgres import arrays
 from coupon_clock.infrastructure.postgres.database import Connections, fetch_one
@@ -33,6 +35,20 @@ SMALLEST_PAGE = 100
 PAGE = 500
 PAGE_BYTES = 8 * 1024 * 1024
 """Of states and actors in one page of the log."""
+
+
+MOST_EVENTS, MOST_BYTES = 20_000, 16 * 1024 * 1024
+"""Of several streams that are loaded together."""
+SHORTEST_PAUSE, LONGEST_PAUSE = timedelta(seconds=1), timedelta(minutes=1)
+"""For a stream that was due and could not be handled."""
+LONGEST_REASON = 1_000
+
+
+@dataclass(eq=False)
+class TooMuchAtOnce(CouponClockError):
+    """These {streams} streams are too large to be loaded together: load fewer of them."""
+
+    streams: int
 
 
 class NewEvents(NamedTuple):
@@ -168,6 +184,7 @@ class EventLogRecorder(ApplicationRecorder):
       FROM {schema}.alarm
      WHERE due_at <= (SELECT {schema}.now_utc() - %(grace)b)
        AND (due_at, stream_id) > (%(due_at)b, %(stream_id)b)
+       AND (stuck_until IS NULL OR stuck_until <= (SELECT {schema}.now_utc()))
      ORDER BY due_at, stream_id
      LIMIT %(limit)b
     """
@@ -183,18 +200,49 @@ class EventLogRecorder(ApplicationRecorder):
     SELECT asked.id,
            EXISTS (SELECT FROM {schema}.event WHERE originator_id = asked.id),
            due_at,
-           due_at <= clock.now
+           due_at <= clock.now,
+           CASE WHEN stuck_until > clock.now THEN stuck_by END
       FROM (SELECT {schema}.now_utc() AS now) AS clock
      CROSS JOIN unnest(%b) AS asked (id)
       LEFT JOIN {schema}.alarm ON stream_id = asked.id
     """
 
-    def select_alarms(self, stream_ids: Sequence[UUID]) -> list[tuple[UUID, bool, datetime | None, bool | None]]:
-        """Returns of each stream whether it exists, when it is due, and whether that is over."""
+    def select_alarms(
+        self, stream_ids: Sequence[UUID]
+    ) -> list[tuple[UUID, bool, datetime | None, bool | None, str | None]]:
+        """Returns of each stream whether it exists, when it is due, whether that is over, and what it is stuck by."""
         with self._connections.connection() as connection:
             statement = self._connections.sql(self.SELECT_ALARMS)
             rows: Any = connection.execute(statement, (arrays.uuids(stream_ids),))
             return list(rows)
+
+    MARK_STUCK = """
+    WITH given AS MATERIALIZED (
+         SELECT alarm.stream_id, reason, stuck_since IS NULL AS is_new
+           FROM {schema}.alarm
+           JOIN unnest(%b, %b, %b) AS given (stream_id, due_at, reason) USING (stream_id, due_at)
+            FOR NO KEY UPDATE OF alarm SKIP LOCKED)
+    UPDATE {schema}.alarm
+       SET stuck_since = coalesce(stuck_since, {schema}.now_utc()),
+           stuck_until = {schema}.now_utc() + least(greatest({schema}.now_utc() - due_at, %b), %b),
+           stuck_by = reason
+      FROM given
+     WHERE alarm.stream_id = given.stream_id
+    RETURNING alarm.stream_id, is_new
+    """
+
+    def mark_stuck(self, stuck: Sequence[tuple[DueStream, str]]) -> set[UUID]:
+        """Leaves these alone for as long as they have been due, within bounds. Returns those that were free before."""
+        due, reasons = zip(*stuck, strict=True)
+        columns = (
+            arrays.uuids([each.stream_id for each in due]),
+            arrays.timestamps([each.due_at for each in due]),
+            arrays.packed(arrays.Texts, [reason[:LONGEST_REASON].replace("\0", "") for reason in reasons]),
+        )
+        with self._connections.connection() as connection:
+            parameters = (*columns, SHORTEST_PAUSE, LONGEST_PAUSE)
+            rows = connection.execute(self._connections.sql(self.MARK_STUCK), parameters)
+            return {stream_id for stream_id, is_new in rows if is_new}
 
     # Deleted and inserted: an update would be taken for the late move of an end (schema.sql).
     CORRECT_ALARM = """
@@ -212,13 +260,30 @@ class EventLogRecorder(ApplicationRecorder):
 
     # ── streams ──────────────────────────────────────────────────────────────────────────────────
 
-    LOAD_STREAMS = "SELECT * FROM {schema}.load_streams(%b)"
+    VERSIONS = """
+    SELECT id, (SELECT max(originator_version) FROM {schema}.event WHERE originator_id = id)
+      FROM unnest(%b) AS asked (id)
+    """
+
+    def select_versions(self, stream_ids: Sequence[UUID]) -> dict[UUID, int]:
+        """Returns the last version of each stream, 0 where there is none."""
+        with self._connections.connection() as connection:
+            rows = connection.execute(self._connections.sql(self.VERSIONS), (arrays.uuids(stream_ids),))
+            return {stream_id: version or 0 for stream_id, version in rows}
+
+    LOAD_STREAMS = "SELECT * FROM {schema}.load_streams(%b, %b, %b)"
 
     def select_streams(self, stream_ids: Sequence[UUID]) -> tuple[datetime, list[RecordedEvent]]:
-        """Returns PostgreSQL's time, and all events of these streams, in order of stream and version."""
+        """Returns PostgreSQL's time, and all events of these streams, in order of stream and version.
+
+        Raises TooMuchAtOnce for several streams that are larger together than MOST_EVENTS or MOST_BYTES.
+        """
         statement = self._connections.sql(self.LOAD_STREAMS)
+        parameters = arrays.uuids(stream_ids), MOST_EVENTS, MOST_BYTES
         with self._connections.connection() as connection:
-            rows = connection.execute(statement, (arrays.uuids(stream_ids),), prepare=True).fetchall()
+            rows = connection.execute(statement, parameters, prepare=True).fetchall()
+        if not rows:
+            raise TooMuchAtOnce(len(stream_ids))
         now: datetime = rows[0][0]
         return now, [RecordedEvent._make(row[1:]) for row in rows if row[1] is not None]
 

@@ -23,8 +23,10 @@ CREATE TABLE {schema}.event (
 CREATE UNIQUE INDEX event_notification_id_idx ON {schema}.event (notification_id ASC);
 
 -- One row for each stream that is due some day. version, topic, ending: the event that the due time leads to, where it
--- was known at that version of the stream. The space that fillfactor leaves keeps updates of these in the same page, and
--- out of the indexes. Rows come and go, so that vacuuming cannot wait for a fifth of them to be dead.
+-- was known at that version of the stream. stuck_since, stuck_until, stuck_by: since when it is due and cannot be handled,
+-- for how long it is left alone, and why; the next append frees it. The space that fillfactor leaves keeps updates of
+-- these in the same page, and out of the indexes. Rows come and go, so that vacuuming cannot wait for a fifth of them to
+-- be dead.
 CREATE TABLE {schema}.alarm (
     stream_id    uuid CONSTRAINT alarm_pkey PRIMARY KEY,
     due_at       timestamptz NOT NULL,
@@ -32,7 +34,10 @@ CREATE TABLE {schema}.alarm (
     topic        text,
     ending       bytea,
     armed_at     timestamptz,
-    leased_until timestamptz
+    leased_until timestamptz,
+    stuck_since  timestamptz,
+    stuck_until  timestamptz,
+    stuck_by     text
 ) WITH (
     fillfactor = 70,
     autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 10000, autovacuum_analyze_threshold = 10000

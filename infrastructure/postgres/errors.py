@@ -35,6 +35,10 @@ class TimedOut(DatabaseUnavailable):
     """PostgreSQL took too long, and nothing was changed: {reason}."""
 
 
+class StatementTooLong(TimedOut):
+    """A statement used up its time, and nothing was changed: {reason}."""
+
+
 class PoolExhausted(DatabaseUnavailable):
     """Nothing was changed, because {reason}: set COUPON_CLOCK_DATABASE_CONNECTIONS higher, \
 or find out what takes PostgreSQL so long."""
@@ -85,8 +89,12 @@ def translate_errors(*passed_on: type[psycopg.Error]) -> Iterator[None]:
     except (*MAY_BE_ABSENCE, PoolClosed) as error:
         if not _is_absence(error):
             raise
-        failure = TimedOut if isinstance(error, TIME_IS_UP) else DatabaseUnavailable
+        failure = time_is_up(error) if isinstance(error, TIME_IS_UP) else DatabaseUnavailable
         raise failure(first_line(error)) from error
+
+
+def time_is_up(error: Exception) -> type[TimedOut]:
+    return StatementTooLong if isinstance(error, QueryCanceled) else TimedOut
 
 
 def _is_absence(error: Exception) -> bool:
@@ -126,7 +134,7 @@ def detect_lost_answer(connection: Connection[Any]) -> Iterator[None]:
     try:
         yield
     except TIME_IS_UP as error:
-        raise TimedOut(first_line(error)) from error
+        raise time_is_up(error)(first_line(error)) from error
     except (InvalidTransactionInitiation, ReadOnlySqlTransaction) as error:
         raise unsuitable(error) from error
     except SerializationFailure as error:

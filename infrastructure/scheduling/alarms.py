@@ -12,7 +12,7 @@ from uuid import UUID
 
 from coupon_clock.infrastructure.postgres import arrays
 from coupon_clock.infrastructure.postgres.bottom_scans import BottomScans
-from coupon_clock.infrastructure.postgres.database import Database
+from coupon_clock.infrastructure.postgres.database import Database, fetch_one
 
 # Materialized, all of these: a subquery that the plan repeats would lock more rows than its limit. The times in
 # subqueries, because a volatile function would be compared row by row, with all alarms. What is due for more than two
@@ -64,6 +64,23 @@ UPDATE {schema}.alarm SET armed_at = NULL, leased_until = NULL FROM armed WHERE 
 """
 
 
+STUCK = """
+SELECT count(*), min(stuck_since), (array_agg(stuck_by ORDER BY stuck_since))[1]
+  FROM {schema}.alarm
+ WHERE stuck_since IS NOT NULL
+   AND due_at <= (SELECT {schema}.now_utc())
+"""
+
+
+class Stuck(NamedTuple):
+    """Streams that are due and could not be handled: how many, since when (None where there are none), and the first
+    one's reason."""
+
+    streams: int
+    since: datetime | None
+    reason: str | None
+
+
 class Alarm(NamedTuple):
     """Look at `stream_id` at `due_at` (aware UTC)."""
 
@@ -99,6 +116,11 @@ class Alarms:
         """Marks up to `limit` that were armed `before` unarmed: for a broker that lost its store. Returns how many."""
         with self._database.connection() as connection:
             return connection.execute(self._database.sql(REARM), {"before": before, "limit": limit}).rowcount
+
+    def stuck(self) -> Stuck:
+        """Those that are left alone for a while."""
+        with self._database.connection() as connection:
+            return Stuck(*fetch_one(connection, self._database.sql(STUCK)))
 
     def _claimed(self, statement: str, ahead: timedelta, limit: int) -> list[Alarm]:
         started = monotonic()

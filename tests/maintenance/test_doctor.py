@@ -15,7 +15,7 @@ from coupon_clock.maintenance.doctor import examine
 from coupon_clock.testing import ManualClock
 from deadlines import eventually
 from examples import ending_in
-from history import append_unreadable
+from history import append_unreadable, run_sql
 from test_follow import following
 
 HEALTHY = ["log", "clock", "reconciler", "relay", "followers", "snapshots", "broker"]
@@ -63,6 +63,16 @@ def test_a_follower_that_stands_at_an_event_it_cannot_read_is_named(settings, li
     with following(live, "mails", list.copy):
         eventually(lambda: "mails" in findings(settings).get("followers", ""))
     assert "coupon-clock followers list" in findings(settings)["followers"]
+
+
+def test_a_template_that_cannot_be_ended_is_named_with_what_keeps_it(settings, live, database_url):
+    template = ending_in(0.5)
+    live.execute(template)
+    insert = "INSERT INTO coupon_clock.event (originator_id, originator_version, topic, state) VALUES (%s, 2, 't', '?')"
+    run_sql(database_url, insert, template.template_id)
+    with live.running(["reconciler"]):
+        eventually(lambda: "1 templates are due and cannot be ended" in findings(settings).get("reconciler", ""))
+    assert "cannot be read by this version" in findings(settings)["reconciler"]
 
 
 def test_clocks_that_disagree_are_named(settings, database_url):

@@ -9,10 +9,12 @@ import psycopg
 import pytest
 from msgspec.structs import replace
 from psycopg.errors import SerializationFailure
+from structlog.testing import capture_logs
 
 from coupon_clock.app import Application
 from coupon_clock.domain.coupon_template import COUPON_TEMPLATES
 from coupon_clock.domain.events import Ended, EndReason, StoredEvent
+from coupon_clock.infrastructure.messaging.memory_broker import MemoryBroker
 from coupon_clock.infrastructure.scheduling.due_result import Completed, Failed, NotDue, Retry
 from coupon_clock.runtime import Runtime
 from coupon_clock.testing import TestApplication
@@ -142,7 +144,106 @@ def test_many_that_cannot_be_ended_at_the_head_hide_none_behind_them(app, databa
         )
     app.clock.set(NOON)
     report = app.runtime.handle_due([], "reconciler")
-    assert (report.ended, len(report.failures)) == (5, 5000)
+    assert report.ended == 5
+    failures = len(report.failures)
+    while report.failures:
+        report = app.runtime.handle_due([], "reconciler")
+        failures += len(report.failures)
+    assert failures == 5000, "each was looked at once, and is left alone"
+
+
+# ── what cannot be handled ───────────────────────────────────────────────────────────────────────
+
+UNREADABLE = (
+    "INSERT INTO coupon_clock.event (originator_id, originator_version, topic, state) VALUES (%s, 2, 't', 'not JSON')"
+)
+
+
+def stuck_until(app: Application, template_id: UUID) -> datetime | None:
+    with app.database.connection() as connection:
+        statement = "SELECT stuck_until FROM coupon_clock.alarm WHERE stream_id = %s"
+        (until,) = connection.execute(statement, (template_id,)).fetchone()
+    return until
+
+
+@pytest.fixture
+def unreadable(app, database_url) -> UUID:
+    """A template that is due at NOON, and whose second event nobody can read."""
+    template = a_template(valid_until=NOON)
+    app.execute(template)
+    with psycopg.connect(database_url) as connection:
+        connection.execute(UNREADABLE, (template.template_id,))
+    return template.template_id
+
+
+def test_what_cannot_be_handled_is_left_alone_for_longer_and_longer(app, unreadable):
+    pauses = []
+    for late in (0, 1, 3, 10, 100, 1_000):
+        app.clock.set(NOON + timedelta(seconds=late))
+        assert len(app.runtime.handle_due([], "reconciler").failures) == 1
+        assert app.runtime.handle_due([], "reconciler").failures == [], "not again at once"
+        pauses.append((stuck_until(app, unreadable) - app.clock.now).total_seconds())
+    assert pauses == [1, 1, 3, 10, 60, 60]
+
+
+def test_what_is_left_alone_is_told_to_who_asks_for_it(app, unreadable):
+    app.clock.set(NOON)
+    app.runtime.handle_due([], "reconciler")
+    (result,) = app.runtime.handle_due([unreadable], "message").results
+    assert isinstance(result, Failed)
+    assert "cannot be read by this version" in str(result.error)
+
+
+def test_the_next_command_frees_what_was_left_alone(app, database_url):
+    template = a_template(valid_until=NOON)
+    app.execute(template)
+    with psycopg.connect(database_url) as connection:
+        connection.execute(
+            "UPDATE coupon_clock.alarm SET stuck_since = now(), stuck_until = now() + interval '1 day', stuck_by = 'x'"
+        )
+    app.execute(increase(template.template_id))
+    app.clock.set(NOON)
+    assert app.runtime.handle_due([], "reconciler").ended == 1
+
+
+def test_stuck_streams_are_logged_once_and_then_summed_up(app, database_url):
+    templates = [a_template(valid_until=NOON) for _ in range(40)]
+    app.execute_many(templates)
+    with psycopg.connect(database_url) as connection:
+        for template in templates:
+            connection.execute(UNREADABLE, (template.template_id,))
+    reconciler = app.runtime.parts(MemoryBroker()).reconciler
+    with capture_logs() as logged:
+        for late in range(1, 100):
+            app.clock.set(NOON + timedelta(seconds=late))
+            reconciler.run_once()
+    assert [(each["event"], each["streams"]) for each in logged] == [
+        ("left alone for a while", 40),
+        ("cannot be ended", 40),
+    ]
+
+
+def test_short_streams_do_not_wait_for_long_ones_that_have_to_be_decided_too(app, database_url):
+    long, short = ([a_template(valid_until=NOON) for _ in range(number)] for number in (12, 150))
+    app.execute_many(long + short)
+    with psycopg.connect(database_url) as connection:
+        connection.execute(
+            "INSERT INTO coupon_clock.event (originator_id, originator_version, topic, state) "
+            "SELECT id, version, 'CouponTemplate.StockIncreased', %s FROM unnest(%s::uuid[]) AS stream (id), "
+            "generate_series(2, 3000) AS version",
+            (
+                b'{"type":"CouponTemplate.StockIncreased","shop_number":1,"by":1}',
+                [template.template_id for template in long],
+            ),
+        )
+    runtime = without_endings(app)
+    app.clock.set(NOON)
+    runtime.handle_due([], "reconciler")
+    assert all(ended(app, template.template_id) for template in short)
+
+    while runtime.handle_due([], "reconciler").ended:
+        pass
+    assert all(ended(app, template.template_id) for template in long)
 
 
 # ── locks ────────────────────────────────────────────────────────────────────────────────────────

@@ -12,12 +12,13 @@ from psycopg import Connection
 from coupon_clock.app import Application, Outcome
 from coupon_clock.domain.coupon_template import COUPON_TEMPLATES
 from coupon_clock.domain.errors import CommandConflict, OutcomeUnknown
+from coupon_clock.domain.events import Ended, StockIncreased
 from coupon_clock.infrastructure.command_handling.handler import CommandHandler
-from coupon_clock.infrastructure.event_store.recorder import EventLogRecorder
-from coupon_clock.infrastructure.event_store.store import UnreadableEvent
+from coupon_clock.infrastructure.event_store.recorder import MOST_BYTES, MOST_EVENTS, EventLogRecorder
+from coupon_clock.infrastructure.event_store.store import EventStore, UnreadableEvent
 from coupon_clock.infrastructure.postgres.binary_cursor import BinaryCursor
 from coupon_clock.infrastructure.postgres.connection import connect
-from coupon_clock.infrastructure.postgres.errors import DatabaseUnavailable, TimedOut
+from coupon_clock.infrastructure.postgres.errors import DatabaseUnavailable, DecidedTooLate, RolledBack, TimedOut
 from deadlines import eventually
 from examples import SHOP, ending_in, increase, terminate
 
@@ -228,3 +229,66 @@ def test_what_times_out_is_halved_until_the_patience_with_it_is_over(patience_s,
     outcomes = handler.handle_many([ending_in(3600) for _ in range(8)])
     assert [type(outcome) for outcome in outcomes] == [TimedOut] * 8
     assert store.loads == loads
+
+
+class RollsBack:
+    """A store that rolls back what has more than one event, and, once a stream, a single one as decided too late."""
+
+    def __init__(self, store: EventStore) -> None:
+        self.load_many = store.load_many
+        self._store = store
+        self._met: set[UUID] = set()
+
+    def append(self, appends, *arguments, **options):
+        if sum(len(append.events) for append in appends) > 1:
+            raise RolledBack("as if by a deadlock")
+        if (stream_id := appends[0].stream_id) not in self._met:
+            self._met.add(stream_id)
+            raise DecidedTooLate("as if it became due meanwhile")
+        return self._store.append(appends, *arguments, **options)
+
+
+def test_commands_of_a_stream_keep_their_order_whatever_is_rolled_back_and_tried_again(live):
+    templates = [ending_in(3600) for _ in range(3)]
+    live.execute_many(templates)
+    handler = CommandHandler(RollsBack(live.store), COUPON_TEMPLATES, notify=lambda _: None)
+    outcomes = handler.handle_many(
+        [increase(t.template_id) for t in templates] + [terminate(t.template_id) for t in templates]
+    )
+    assert [outcome.version for outcome in outcomes] == [2, 2, 2, 3, 3, 3]
+    for template in templates:
+        assert [type(each.event) for each in live.history(SHOP, template.template_id)][1:] == [StockIncreased, Ended]
+
+
+# ── much to load ─────────────────────────────────────────────────────────────────────────────────
+
+LENGTHEN = """
+INSERT INTO coupon_clock.event (originator_id, originator_version, topic, state)
+SELECT id, version, 'CouponTemplate.StockIncreased',
+       convert_to('{"type":"CouponTemplate.StockIncreased","shop_number":1,"by":1,"note":"' || repeat('x', %s) || '"}',
+                  'UTF8')
+  FROM unnest(%s::uuid[]) AS stream (id), generate_series(2, %s) AS version
+"""
+
+
+@pytest.mark.parametrize(("events", "bytes_each"), [(900, 1), (6, 1_000_000)], ids=["many events", "large events"])
+def test_long_streams_are_loaded_a_few_at_a_time(live, connection, monkeypatch, events, bytes_each):
+    templates = [ending_in(3600, stock=1) for _ in range(30)]
+    live.execute_many(templates)
+    ids = [template.template_id for template in templates]
+    connection.execute("SET statement_timeout = 0")
+    connection.execute(LENGTHEN, (bytes_each, ids, events))
+    loads: list[tuple[int, int]] = []
+    select = EventLogRecorder.select_streams
+
+    def counted(recorder, stream_ids):
+        now, found = select(recorder, stream_ids)
+        loads.append((len(found), sum(len(event.state) for event in found)))
+        return now, found
+
+    monkeypatch.setattr(EventLogRecorder, "select_streams", counted)
+    outcomes = live.execute_many([increase(template_id, by=1) for template_id in ids])
+
+    assert [outcome.version for outcome in outcomes] == [events + 1] * 30
+    assert max(events for events, _ in loads) <= MOST_EVENTS
+    assert max(size for _, size in loads) <= MOST_BYTES
