@@ -1,6 +1,7 @@
 """`rebuild` and `rearm`: what is derived, made anew."""
 
 from typing import Annotated
+from uuid import UUID
 
 import typer
 
@@ -22,9 +23,15 @@ def rebuild(
     ] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes; by default one a core.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Read and fold everything, write nothing.")] = False,
+    stream: Annotated[UUID | None, typer.Option(help="Only the row of this stream.")] = None,
     keep_old: Annotated[bool, typer.Option("--keep-old", help="Keep the old table as NAME_old.")] = False,
 ) -> None:
     """Replay the log into new rows and swap them in; commands and queries go on. Alarms are repaired in place."""
+    if stream is not None:
+        with Application.open() as app:
+            app.maintenance.rebuild_row(name, stream)
+        out.print(f"the row of {stream} in {name} was made anew")
+        return
     options = RebuildOptions(resume=resume, events_per_s=throttle, jobs=jobs, keep_old=keep_old)
     try:
         with Application.open() as app, shown_progress(err) as progress:
@@ -40,7 +47,8 @@ def rebuilt(app: Application, name: str, options: RebuildOptions, dry_run: bool,
         return f"{app.maintenance.repair_alarms():,} alarms were repaired"
     if dry_run:
         dry = app.maintenance.dry_run(name, progress)
-        return f"{name}: {dry.events:,} events make {dry.rows:,} rows, read and folded in {dry.seconds:.1f} s"
+        failed = f", {dry.failed:,} streams cannot be taken in" if dry.failed else ""
+        return f"{name}: {dry.events:,} events make {dry.rows:,} rows, read and folded in {dry.seconds:.1f} s{failed}"
     done = app.maintenance.rebuild(name, options, progress)
     return f"{name} was rebuilt up to position {done.position:,}: {done.events:,} events in {done.seconds:.1f} s"
 

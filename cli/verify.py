@@ -101,6 +101,8 @@ def print_promise(report: PromiseReport, as_json: bool) -> None:
         out.print(f"{place}: {violation.what}", markup=False, soft_wrap=True)
     for stream_id in report.overdue:
         out.print(f"{stream_id}: overdue", soft_wrap=True)
+    for stream in report.left_out:
+        out.print(f"{stream.stream_id}: left out: {stream.reason}", markup=False, soft_wrap=True)
     out.print(f"{report.violation_count:,} violations of the promise")
 
 
@@ -122,4 +124,6 @@ def report_as_json(report: PromiseReport) -> dict[str, object]:
         "violations": msgspec.to_builtins(report.violations),
         "overdue_count": report.overdue_count,
         "overdue": [str(stream_id) for stream_id in report.overdue],
+        "left_out_count": report.left_out_count,
+        "left_out": msgspec.to_builtins(report.left_out),
     }

@@ -28,6 +28,7 @@ from coupon_clock.infrastructure.postgres.errors import translate_errors
 from coupon_clock.infrastructure.scheduling.alarms import STUCK, Stuck
 from coupon_clock.infrastructure.settings import Settings
 from coupon_clock.maintenance import followers
+from coupon_clock.projections.engine import quarantine
 
 MOST_SKEW = timedelta(seconds=1)
 ARMING_S = 1.0
@@ -119,6 +120,14 @@ class FollowersStopped(CouponClockError):
 
 
 @dataclass(eq=False)
+class StreamsQuarantined(CouponClockError):
+    """{count} streams have events that a projection could not take in ({projections}): see why with `coupon-clock quarantine list`; once code is installed that can, their rows are made anew, and a projection that gathers streams needs `coupon-clock rebuild NAME`."""  # noqa: E501
+
+    count: int
+    projections: str
+
+
+@dataclass(eq=False)
 class OldSnapshot(CouponClockError):
     """A transaction has been open since {since} ({holder}), so VACUUM cannot remove what came and went meanwhile, and looks for what is due become slow. End it; set idle_in_transaction_session_timeout for its role."""  # noqa: E501
 
@@ -147,6 +156,7 @@ def _examine_postgresql(settings: Settings, oldest_snapshot: timedelta) -> Itera
             yield _diagnosis("reconciler", lambda: _reconcile(connection, settings))
             yield _diagnosis("relay", lambda: _relay(connection, settings))
             yield _diagnosis("followers", lambda: _followers(connection, settings))
+            yield _diagnosis("quarantine", lambda: _quarantine(connection, settings))
             yield _diagnosis("snapshots", lambda: _snapshots(connection, oldest_snapshot))
 
 
@@ -201,6 +211,12 @@ def _followers(connection: psycopg.Connection[TupleRow], settings: Settings) -> 
     if stopped := [follower.name for follower in found if follower.is_stopped]:
         raise FollowersStopped(", ".join(stopped))
     return f"none of {len(found)} projections and followers is stopped"
+
+
+def _quarantine(connection: psycopg.Connection[TupleRow], settings: Settings) -> str:
+    if found := quarantine.listed(connection, Schema(settings.database_schema), limit=1_000):
+        raise StreamsQuarantined(len(found), ", ".join(sorted({each.projection for each in found})))
+    return "every projection has taken in all events up to where it is"
 
 
 def _snapshots(connection: psycopg.Connection[TupleRow], oldest: timedelta) -> str:

@@ -3,8 +3,10 @@
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any, Literal
+from uuid import UUID
 
 from coupon_clock.domain import arguments
+from coupon_clock.domain.errors import Problem
 from coupon_clock.infrastructure.messaging.rejected import Rejected
 from coupon_clock.infrastructure.progress import Progress, no_progress
 from coupon_clock.infrastructure.scheduling.due_result import DueResult
@@ -14,7 +16,9 @@ from coupon_clock.maintenance.verify import promise, rows
 from coupon_clock.maintenance.verify.promise import PromiseReport
 from coupon_clock.maintenance.verify.rows import Part, part_problems
 from coupon_clock.maintenance.verify.stored_rows import Difference
+from coupon_clock.projections.engine import quarantine
 from coupon_clock.projections.engine.projection import Projection
+from coupon_clock.projections.engine.quarantine import Quarantined
 from coupon_clock.projections.rebuild.dry_run import DryRun, dry_run
 from coupon_clock.projections.rebuild.rebuild import RebuildOptions, Rebuilt, rebuild
 from coupon_clock.projections.rebuild.run import option_problems
@@ -24,6 +28,7 @@ from coupon_clock.runtime import Runtime
 LIVE = PROJECTIONS[0].name
 NO_OPTIONS = RebuildOptions()
 ALL_STREAMS = Part()
+RETRIED_AT_ONCE = 1_000
 
 
 class Maintenance:
@@ -125,6 +130,46 @@ class Maintenance:
         Raises UnknownFollower.
         """
         followers.forget(self._store, follower)
+
+    # ── streams in quarantine ────────────────────────────────────────────────────────────────────
+
+    def quarantined(self, limit: int = 1_000) -> list[Quarantined]:
+        """Returns streams that projections leave alone, with the reason. Raises InvalidArgument."""
+        arguments.refuse(arguments.whole_number("limit", limit, 1))
+        with self._store.database.connection() as connection:
+            return quarantine.listed(connection, self._store.database.schema, limit=limit)
+
+    def retry_quarantined(self, stream_id: UUID | None = None) -> list[Quarantined]:
+        """Makes the rows of these streams anew, of one or of all. Returns those that are still left alone; a projection
+        without a row for each stream needs a rebuild instead.
+
+        Raises InvalidArgument.
+        """
+        arguments.refuse(arguments.of_type("stream_id", stream_id, UUID) if stream_id is not None else ())
+        schema, after, left = self._store.database.schema, ("", quarantine.FIRST), list[Quarantined]()
+        while True:
+            with self._store.database.connection() as connection:
+                some = quarantine.listed(connection, schema, None, stream_id, after, RETRIED_AT_ONCE)
+            left += [each for each in some if not self._is_remade(each)]
+            if len(some) < RETRIED_AT_ONCE:
+                return left
+            after = (some[-1].projection, some[-1].stream_id)
+
+    def rebuild_row(self, name: str, stream_id: UUID) -> None:
+        """Makes the row of one stream anew from the log. Raises UnknownProjection, InvalidArgument where the projection
+        has no row for each stream, UnreadableEvent."""
+        arguments.refuse(arguments.of_type("stream_id", stream_id, UUID))
+        projection = projection_named(name)
+        if not projection.one_row_a_stream:
+            arguments.refuse([Problem("name", name, "gathers many streams in a row: rebuild all of it")])
+        if failed := quarantine.remake_row(self._store, projection, stream_id):
+            raise failed
+
+    def _is_remade(self, quarantined: Quarantined) -> bool:
+        for projection in PROJECTIONS:
+            if projection.name == quarantined.projection and projection.one_row_a_stream:
+                return quarantine.remake_row(self._store, projection, quarantined.stream_id) is None
+        return False
 
     # ── the messages ─────────────────────────────────────────────────────────────────────────────
 

@@ -5,13 +5,15 @@ goes first or comes after, and in both cases the later one is right. What was mi
 compared once more until nothing is found.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from uuid import UUID
 
 from coupon_clock.domain.events import Event
-from coupon_clock.infrastructure.event_store.store import EventStore, Loaded, UnreadableEvent
+from coupon_clock.infrastructure.event_store.recorder import TooMuchAtOnce
+from coupon_clock.infrastructure.event_store.store import Envelope, EventStore, Loaded, UnreadableEvent
 from coupon_clock.maintenance.verify.alarms import StoredAlarm, alarm_of
 from coupon_clock.maintenance.verify.rows import verify
+from coupon_clock.maintenance.verify.stored_rows import LEFT_OUT
 
 BATCH = 1_000
 
@@ -29,12 +31,13 @@ Read = Callable[[Sequence[UUID]], Loaded[Event]]
 
 
 def repair_alarms(store: EventStore[Event], read: Read | None = None) -> int:
-    """Returns how many alarms were wrong. Stopped in between, it can be run again.
+    """Returns how many alarms were wrong. Stopped in between, it can be run again. Alarms of streams that cannot be
+    read stay as they are.
 
-    `read`: how streams are read while their alarms are locked. Raises DatabaseUnavailable, UnreadableEvent.
+    `read`: how streams are read while their alarms are locked. Raises DatabaseUnavailable.
     """
     repaired = 0
-    while wrong := list({difference.id: None for difference in verify(store, [])}):
+    while wrong := list({each.id: None for each in verify(store, []) if each.column != LEFT_OUT}):
         stream_ids = [stream_id for stream_id in wrong if isinstance(stream_id, UUID)]
         for start in range(0, len(stream_ids), BATCH):
             _repair(store, stream_ids[start : start + BATCH], read or store.load_many)
@@ -47,12 +50,26 @@ def _repair(store: EventStore[Event], stream_ids: list[UUID], read: Read) -> Non
     with store.database.connection() as connection, connection.transaction():
         connection.execute(sql(LOCK), (stream_ids,))
         alarms: dict[UUID, StoredAlarm] = {}
-        for stream_id, envelopes in read(stream_ids).streams.items():
+        readable: list[UUID] = []
+        for stream_id, envelopes in read_in_parts(read, stream_ids):
             if isinstance(envelopes, UnreadableEvent):
-                raise envelopes
+                continue
+            readable.append(stream_id)
             if alarm := alarm_of(store, envelopes):
                 alarms[stream_id] = alarm
-        connection.execute(sql(DROP), (stream_ids,))
+        connection.execute(sql(DROP), (readable,))
         columns = zip(*((stream_id, *alarm) for stream_id, alarm in alarms.items()), strict=True)
         if alarms:
             connection.execute(sql(INSERT), [list(column) for column in columns])
+
+
+def read_in_parts(
+    read: Read, stream_ids: Sequence[UUID]
+) -> Iterator[tuple[UUID, list[Envelope[Event]] | UnreadableEvent]]:
+    """Halved where they are too much at once."""
+    try:
+        yield from read(stream_ids).streams.items()
+    except TooMuchAtOnce:
+        middle = len(stream_ids) // 2
+        yield from read_in_parts(read, stream_ids[:middle])
+        yield from read_in_parts(read, stream_ids[middle:])

@@ -63,12 +63,17 @@ LIVE = in_schema(table(NAME))
 # a join: only so does PostgreSQL know that the rows still come in the order of the index.
 CLOCK = select(literal_column("{schema}.now_utc()").label("as_of")).cte("clock").prefix_with("MATERIALIZED")
 AS_OF = select(CLOCK.c.as_of).scalar_subquery().label("as_of")
+QUARANTINED: ColumnElement[bool] = literal_column(
+    f"EXISTS (SELECT FROM {{schema}}.quarantine WHERE projection = '{NAME}' AND stream_id = template_id)"
+).label("quarantined")
 
 
 class TemplateView(TemplateRow, frozen=True, kw_only=True):
-    """A row as of `as_of`, PostgreSQL's time when it was read."""
+    """A row as of `as_of`, PostgreSQL's time when it was read. `quarantined`: it is as it was before an event that
+    could not be taken in."""
 
     as_of: datetime
+    quarantined: bool
 
     @property
     def state(self) -> TemplateState:
@@ -139,7 +144,7 @@ class Page(Struct, frozen=True):
 def find(connection: Connection[TupleRow], schema: Schema, shop_number: int, template_id: UUID) -> TemplateView | None:
     columns = LIVE.c
     wanted = (columns.shop_number == shop_number) & (columns.template_id == template_id)
-    views = viewed(connection, schema, select(LIVE, AS_OF).where(wanted))
+    views = viewed(connection, schema, select(LIVE, AS_OF, QUARANTINED).where(wanted))
     return views[0] if views else None
 
 
@@ -192,7 +197,7 @@ def page_statement(shop_number: int, filters: Filters, after: UUID | None, limit
     wanted += [FILTERS[field][1](value) for field, value in given(filters).items()]
     if after is not None:
         wanted.append(columns.template_id > after)
-    return select(LIVE, AS_OF).where(*wanted).order_by(columns.template_id).limit(limit)
+    return select(LIVE, AS_OF, QUARANTINED).where(*wanted).order_by(columns.template_id).limit(limit)
 
 
 def in_state(state: TemplateState) -> ColumnElement[bool]:

@@ -15,7 +15,7 @@ from psycopg import Connection, IsolationLevel
 from psycopg.rows import TupleRow
 
 from coupon_clock.domain.decider import Event
-from coupon_clock.infrastructure.event_store.store import Envelope, EventStore
+from coupon_clock.infrastructure.event_store.store import Envelope, EventStore, UnreadableEvent
 from coupon_clock.infrastructure.postgres.binary_cursor import CopyCursor
 from coupon_clock.infrastructure.postgres.database import Database, fetch_one
 from coupon_clock.infrastructure.postgres.errors import translate_errors
@@ -73,7 +73,8 @@ def begin(stack: ExitStack, connection: Connection[TupleRow]) -> None:
     stack.enter_context(connection.transaction())
 
 
-Stream = tuple[UUID, list[Envelope[Event]]]
+Stream = tuple[UUID, list[Envelope[Event]], UnreadableEvent | None]
+"""Its id, as much of it as can be read, and the first event that cannot."""
 
 
 @contextmanager
@@ -83,19 +84,19 @@ def streams(
     statement: str = ALL,
     parameters: Mapping[str, Any] | None = None,
 ) -> Iterator[Iterator[Stream[Event]]]:
-    """Streams in order of their ids, oldest event first; reading on raises UnreadableEvent."""
+    """Streams in order of their ids, oldest event first."""
     with copied(connection, store.database.sql(statement), TYPES, parameters) as stored:
         # As plain tuples: to make a RecordedEvent of each costs a tenth of all.
-        yield ((stream_id, list(map(store.envelope, rows))) for stream_id, rows in groupby(stored, key=itemgetter(0)))
+        yield ((stream_id, *store.readable(list(rows))) for stream_id, rows in groupby(stored, key=itemgetter(0)))
 
 
 @contextmanager
 def in_position_order(
     connection: Connection[TupleRow], store: EventStore[Event], through: int
 ) -> Iterator[Iterator[Envelope[Event]]]:
-    """All events up to that position; reading on raises UnreadableEvent."""
+    """All events up to that position, without those that cannot be read."""
     with copied(connection, store.database.sql(IN_POSITION_ORDER), TYPES, {"position": through}) as stored:
-        yield map(store.envelope, stored)
+        yield (envelope for row in stored for envelope in store.readable([row])[0])
 
 
 @contextmanager

@@ -61,6 +61,17 @@ CREATE TABLE {schema}.checkpoint (
 );
 COMMENT ON COLUMN {schema}.checkpoint.step IS 'Of a rebuild that is under way: what it does next.';
 
+-- Streams that a projection leaves alone, because it could not take in one of their events: the first such event.
+CREATE TABLE {schema}.quarantine (
+    projection text        NOT NULL,
+    stream_id  uuid        NOT NULL,
+    version    bigint      NOT NULL,
+    position   bigint      NOT NULL,
+    reason     text        NOT NULL,
+    since      timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (projection, stream_id)
+);
+
 -- Events that a person had a follower pass over.
 CREATE TABLE {schema}.skipped_event (
     follower   text        NOT NULL,

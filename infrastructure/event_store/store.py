@@ -142,6 +142,27 @@ class EventStore(Generic[Event]):
             raise stream
         return stream, loaded.now
 
+    def load_readable(self, stream_id: UUID) -> "tuple[list[Envelope[Event]], UnreadableEvent | None]":
+        """As much of the stream as can be read, and the first event that cannot. Raises DatabaseUnavailable."""
+        _, events = self.recorder.select_streams([stream_id])
+        return self.readable(events)
+
+    def readable(self, events: Sequence[Any]) -> "tuple[list[Envelope[Event]], UnreadableEvent | None]":
+        """Of one stream, rows with the fields of RecordedEvent: as many as can be read, and the first that cannot."""
+        try:
+            return list(map(self.envelope, events)), None
+        except UnreadableEvent:
+            return self._as_far_as_readable(events)
+
+    def _as_far_as_readable(self, events: Sequence[Any]) -> "tuple[list[Envelope[Event]], UnreadableEvent | None]":
+        envelopes: list[Envelope[Event]] = []
+        for event in events:
+            try:
+                envelopes.append(self.envelope(event))
+            except UnreadableEvent as unreadable:
+                return envelopes, unreadable
+        return envelopes, None
+
     def load_many(self, stream_ids: Sequence[UUID]) -> Loaded[Event]:
         """In one round trip. One stream that cannot be read spoils no other. Raises DatabaseUnavailable."""
         started = monotonic()

@@ -28,10 +28,12 @@ log = structlog.get_logger()
 
 
 class Batch(NamedTuple, Generic[Event]):
-    """Envelopes in position order, none where all were skipped. `advance` moves the checkpoint past them, in the
-    caller's transaction; call it first there, so that a second process with the same name waits and is then refused."""
+    """Envelopes in position order, none where all were skipped; of a projection, `unreadable` are those between them
+    that this code cannot read. `advance` moves the checkpoint past them, in the caller's transaction; call it first
+    there, so that a second process with the same name waits and is then refused."""
 
     envelopes: list[Envelope[Event]]
+    unreadable: list[UnreadableEvent]
     advance: Callable[[Connection[TupleRow]], None]
 
 
@@ -64,6 +66,7 @@ class Subscription(Generic[Event]):
     ) -> None:
         self._store = store
         self._name = name
+        self._kind = kind
         self._deliver = deliver
         self._batch = batch
         self._start = start
@@ -94,10 +97,10 @@ class Subscription(Generic[Event]):
             self._observe_lag(None, page.blocked_for)
             return Counts()
         try:
-            envelopes = self._readable(page.events, checkpoint.skipped)
+            envelopes, unreadable = self._readable(page.events, checkpoint.skipped)
             position = self._reader.position
             with self.lease.kept():
-                self._deliver(Batch(envelopes, lambda c: self._checkpoint.advance(c, checkpoint, position)))
+                self._deliver(Batch(envelopes, unreadable, lambda c: self._checkpoint.advance(c, checkpoint, position)))
         except BaseException as error:
             self._taken = None  # the next batch begins at the stored checkpoint
             self._note(error)
@@ -106,7 +109,7 @@ class Subscription(Generic[Event]):
         self._stopped_by = None
         self._pause = 0.0
         self._observe_lag(page.events[-1].recorded_at if page.more else None, None)
-        return Counts(followed=len(envelopes)) if envelopes else Counts(skipped=len(page.events))
+        return +Counts(followed=len(envelopes), skipped=len(page.events) - len(envelopes))
 
     def release(self) -> None:
         """At a clean stop: another process may follow on at once. Raises DatabaseUnavailable."""
@@ -159,21 +162,27 @@ class Subscription(Generic[Event]):
         end = self._store.settled_end()
         return end if self._start == "now" else self._start
 
-    def _readable(self, events: list[RecordedEvent], skipped: frozenset[int]) -> list[Envelope[Event]]:
-        """As far as this code can read, so that an unreadable event does not block what comes before it."""
+    def _readable(
+        self, events: list[RecordedEvent], skipped: frozenset[int]
+    ) -> tuple[list[Envelope[Event]], list[UnreadableEvent]]:
+        """Of a follower, as far as this code can read, so that an unreadable event does not block what comes before."""
         envelopes: list[Envelope[Event]] = []
+        unreadable: list[UnreadableEvent] = []
         for number, event in enumerate(events):
             if event.position in skipped:
                 log.warning("event skipped", action="follow", follower=self._name, position=event.position)
                 continue
             try:
                 envelopes.append(self._store.envelope(event))
-            except UnreadableEvent:
+            except UnreadableEvent as error:
+                if self._kind == "projection":
+                    unreadable.append(error)
+                    continue
                 if number == 0:
                     raise
                 self._reader = LogReader(self._store.recorder, events[number - 1].position)
                 break
-        return envelopes
+        return envelopes, unreadable
 
     def _observe_lag(self, last_recorded_at: datetime | None, blocked_for: float | None) -> None:
         """`last_recorded_at`: of a batch that was full, so that more may follow. Only then is the log asked."""

@@ -13,8 +13,8 @@ from coupon_clock.domain.coupon_template import COUPON_TEMPLATES, fold
 from coupon_clock.domain.decider import prepared_ending
 from coupon_clock.domain.events import Event
 from coupon_clock.infrastructure.event_store.bulk_reader import MergeJoin, copied
-from coupon_clock.infrastructure.event_store.store import Envelope, EventStore
-from coupon_clock.maintenance.verify.stored_rows import Difference
+from coupon_clock.infrastructure.event_store.store import Envelope, EventStore, UnreadableEvent
+from coupon_clock.maintenance.verify.stored_rows import LEFT_OUT, READABLE, Difference
 
 ALARM = "alarm"
 
@@ -61,9 +61,17 @@ class AlarmCheck:
         self._store = store
         self._alarms = MergeJoin((row[0], StoredAlarm._make(row[1:])) for row in stack.enter_context(rows))
 
-    def of(self, stream_id: UUID, envelopes: list[Envelope[Event]]) -> Iterable[Difference]:
+    def of(
+        self, stream_id: UUID, envelopes: list[Envelope[Event]], unreadable: UnreadableEvent | None
+    ) -> Iterable[Difference]:
         surplus = self._surplus(self._alarms.before(stream_id))
-        found, should_be = self._alarms.at(stream_id), alarm_of(self._store, envelopes)
+        found = self._alarms.at(stream_id)
+        try:
+            should_be = alarm_of(self._store, envelopes)
+        except Exception as error:
+            return [*surplus, Difference(ALARM, stream_id, LEFT_OUT, repr(error), READABLE)]
+        if unreadable is not None:
+            return [*surplus, Difference(ALARM, stream_id, LEFT_OUT, unreadable.reason, READABLE)]
         return surplus if found == should_be else [*surplus, *differences(stream_id, found, should_be)]
 
     def rest(self) -> Iterable[Difference]:

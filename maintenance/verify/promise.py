@@ -28,6 +28,14 @@ class Violation(Struct, frozen=True):
     what: str
 
 
+class LeftOut(Struct, frozen=True):
+    """A stream that cannot be verified, because an event of it cannot be read or folded: `position` is that event's."""
+
+    stream_id: UUID
+    position: int
+    reason: str
+
+
 class LatenessDistribution(Struct):
     """From end to decision, in seconds; exact to 0.1 ms."""
 
@@ -53,7 +61,7 @@ class LatenessDistribution(Struct):
 
 
 class PromiseReport(Struct):
-    """What was found. `violations` and `overdue` name up to 1,000 each; the counts are of all."""
+    """What was found. `violations`, `overdue` and `left_out` name up to 1,000 each; the counts are of all."""
 
     templates: int = 0
     ended: Counter[str] = field(default_factory=Counter)
@@ -62,24 +70,37 @@ class PromiseReport(Struct):
     violation_count: int = 0
     overdue: list[UUID] = field(default_factory=list)
     overdue_count: int = 0
+    left_out: list[LeftOut] = field(default_factory=list)
+    left_out_count: int = 0
 
     @property
     def found_something(self) -> bool:
-        return bool(self.violation_count or self.overdue_count)
+        return bool(self.violation_count or self.overdue_count or self.left_out_count)
 
 
 def verify_promise(store: EventStore[Event], grace: timedelta) -> PromiseReport:
     """Returns what was found. `grace`: how long after its end a template counts as overdue.
 
-    Raises DatabaseUnavailable, UnreadableEvent.
+    Raises DatabaseUnavailable.
     """
     report = PromiseReport()
     with snapshot(store.database) as (log,):
         (now,) = fetch_one(log, store.database.sql("SELECT {schema}.now_utc()"))
         with streams(log, store) as found:
-            for stream_id, envelopes in found:
-                _verify_stream(report, stream_id, envelopes, now - grace)
+            for stream_id, envelopes, unreadable in found:
+                if unreadable is not None:
+                    _leave_out(report, LeftOut(stream_id, unreadable.position, unreadable.reason))
+                    continue
+                try:
+                    _verify_stream(report, stream_id, envelopes, now - grace)
+                except Exception as error:
+                    _leave_out(report, LeftOut(stream_id, envelopes[-1].position, repr(error)))
     return report
+
+
+def _leave_out(report: PromiseReport, stream: LeftOut) -> None:
+    report.left_out_count += 1
+    report.left_out += [stream] if len(report.left_out) < MOST_NAMED else []
 
 
 def _verify_stream(

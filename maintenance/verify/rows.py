@@ -26,11 +26,12 @@ from coupon_clock.infrastructure.event_store.bulk_reader import (
     snapshot,
     streams,
 )
-from coupon_clock.infrastructure.event_store.store import Envelope, EventStore
+from coupon_clock.infrastructure.event_store.store import Envelope, EventStore, UnreadableEvent
 from coupon_clock.infrastructure.postgres.database import Schema
 from coupon_clock.maintenance.verify.alarms import ALARM, AlarmCheck
-from coupon_clock.maintenance.verify.stored_rows import Difference, StoredRows
-from coupon_clock.projections.engine.fold import folded, folded_by_key
+from coupon_clock.maintenance.verify.stored_rows import LEFT_OUT, READABLE, Difference, StoredRows
+from coupon_clock.projections.engine import quarantine
+from coupon_clock.projections.engine.fold import fold_by_key, fold_stream
 from coupon_clock.projections.engine.projection import Key, Projection, position
 
 SINCE = "SELECT DISTINCT originator_id FROM {schema}.event WHERE notification_id > %(since)s"
@@ -72,7 +73,10 @@ def verify(
     alarms: bool = True,
     part: Part = Part(),  # noqa: B008  (frozen)
 ) -> Iterator[Difference]:
-    """Yields every difference. Raises DatabaseUnavailable, UnreadableEvent, ReadModelOutdated, NotInParts."""
+    """Yields every difference, and each stream of which not all can be taken in.
+
+    Raises DatabaseUnavailable, ReadModelOutdated, NotInParts.
+    """
     by_stream = [projection for projection in projections if projection.one_row_a_stream]
     others = [projection for projection in projections if not projection.one_row_a_stream]
     if others and not part.is_all:
@@ -94,7 +98,9 @@ def verify(
 class Check(Protocol):
     """Something that has at most one row a stream. Both are called in order of the ids."""
 
-    def of(self, stream_id: UUID, envelopes: list[Envelope[Event]]) -> Iterable[Difference]: ...
+    def of(
+        self, stream_id: UUID, envelopes: list[Envelope[Event]], unreadable: UnreadableEvent | None
+    ) -> Iterable[Difference]: ...
 
     def rest(self) -> Iterable[Difference]: ...
 
@@ -103,9 +109,9 @@ def _differences(
     connection: Connection[TupleRow], store: EventStore[Event], checks: Sequence[Check], ids: list[UUID] | None
 ) -> Iterator[Difference]:
     with streams(connection, store, ALL if ids is None else SOME, {"ids": ids}) as found:
-        for stream_id, envelopes in found:
+        for stream_id, envelopes, unreadable in found:
             for check in checks:
-                yield from check.of(stream_id, envelopes)
+                yield from check.of(stream_id, envelopes, unreadable)
     for check in checks:
         yield from check.rest()
 
@@ -127,12 +133,17 @@ class RowCheck:
         rows = stack.enter_context(self._stored.rows(connection, schema, ids))
         self._live = MergeJoin((row[0], row) for row in rows)
 
-    def of(self, stream_id: UUID, envelopes: list[Envelope[Event]]) -> Iterable[Difference]:
-        surplus = self._surplus(self._live.before(stream_id))
-        if envelopes[-1].position > self._checkpoint:
+    def of(
+        self, stream_id: UUID, envelopes: list[Envelope[Event]], unreadable: UnreadableEvent | None
+    ) -> Iterable[Difference]:
+        found = self._surplus(self._live.before(stream_id))
+        if envelopes and envelopes[-1].position > self._checkpoint:
             envelopes = [envelope for envelope in envelopes if envelope.position <= self._checkpoint]
-        row = folded(self._projection, envelopes)
-        return surplus + self._stored.differences(stream_id, self._live.at(stream_id), row)
+        row, not_folded = fold_stream(self._projection, envelopes)
+        failed = not_folded or unreadable
+        if failed is not None and failed.position <= self._checkpoint:
+            found.append(in_quarantine(self._projection.name, failed))
+        return found + self._stored.differences(stream_id, self._live.at(stream_id), row)
 
     def rest(self) -> Iterable[Difference]:
         return self._surplus(self._live.rest())
@@ -162,7 +173,9 @@ def _differences_by_key(
 ) -> Iterator[Difference]:
     checkpoint = position(connection, store.database.schema, projection)
     with in_position_order(connection, store, checkpoint) as envelopes:
-        should_be = folded_by_key(projection, envelopes)
+        should_be = fold_by_key(projection, envelopes).rows
+    for each in quarantine.listed(connection, store.database.schema, projection.name):
+        yield Difference(projection.name, each.stream_id, LEFT_OUT, each.reason, READABLE)
     stored = StoredRows(projection)
     with stored.rows(connection, store.database.schema, None) as rows:
         for row in rows:
@@ -170,6 +183,10 @@ def _differences_by_key(
             yield from stored.differences(named(key), row, should_be.pop(key, None))
     for key, missing in should_be.items():
         yield from stored.differences(named(key), None, missing)
+
+
+def in_quarantine(table: str, failed: UnreadableEvent) -> Difference:
+    return Difference(table, failed.stream_id, LEFT_OUT, failed.reason, READABLE)
 
 
 def named(key: Key) -> str:

@@ -34,6 +34,10 @@ class Difference(Struct, frozen=True):
     should_be: object
 
 
+LEFT_OUT, READABLE = "left out", "readable"
+"""The column, and what it should be, of a stream of which not all can be taken in; it "is" the reason."""
+
+
 class StoredRows:
     """Of one projection. Most are compared by one comparison."""
 

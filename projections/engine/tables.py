@@ -143,6 +143,9 @@ def load(
     connection: Connection[TupleRow], schema: Schema, projection: Projection[Row], table: str, keys: Iterable[Key]
 ) -> dict[Key, Row]:
     """The rows that exist of those keys."""
+    keys = list(keys)
+    if not keys:
+        return {}
     statements = statements_of(schema, projection, table)
     columns = [list(column) for column in zip(*keys, strict=True)]
     (stored,) = connection.execute(statements.load, columns).fetchone() or ("[]",)
@@ -156,6 +159,14 @@ def save(
     """Inserts or replaces."""
     stored = msgspec.json.encode(rows).decode()
     connection.execute(statements_of(schema, projection, table).save, (stored,))
+
+
+def delete(
+    connection: Connection[TupleRow], schema: Schema, projection: Projection[Row], table: str, key: object
+) -> None:
+    """The row with this key, of one column."""
+    (column,) = statements_of(schema, projection, table).key
+    connection.execute(schema.sql("DELETE FROM {schema}.{name} WHERE {key} = %s", name=table, key=column), (key,))
 
 
 def copy_in(

@@ -6,6 +6,7 @@ from uuid import UUID
 
 from coupon_clock.domain.errors import CouponClockError
 from coupon_clock.infrastructure.postgres.database import fetch_one
+from coupon_clock.projections.engine import quarantine
 from coupon_clock.projections.engine.tables import complete, create_bare, drop
 from coupon_clock.projections.rebuild.go_live import refuse_losses
 from coupon_clock.projections.rebuild.run import Run
@@ -85,6 +86,7 @@ def plan(run: Run) -> Plan:
         run.execute(LOCK_SHADOW, run.shadow)
         drop(run.connection, schema, run.shadow)
         run.execute("DELETE FROM {schema}.rebuild_chunk WHERE shadow = %s", run.shadow)
+        quarantine.clear(run.connection, schema, run.shadow)
         create_bare(run.connection, schema, table)
         refuse_losses(run)
         if projection.one_row_a_stream:

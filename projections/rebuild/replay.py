@@ -4,12 +4,14 @@ Several processes share the chunks. Each is written in one transaction together 
 whoever dies leaves a shadow that can be gone on with.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
 from coupon_clock.infrastructure.event_store.bulk_reader import CHUNK, IN_UTC, streams
-from coupon_clock.projections.engine.fold import folded
+from coupon_clock.infrastructure.event_store.store import Envelope, UnreadableEvent
+from coupon_clock.projections.engine import quarantine
+from coupon_clock.projections.engine.fold import failure, fold_stream
 from coupon_clock.projections.engine.tables import complete, copy_in
 from coupon_clock.projections.rebuild.run import Run, ShadowTakenOver, own
 
@@ -49,14 +51,14 @@ class Chunk(NamedTuple):
 def replay_chunks(run: Run) -> Iterator[int]:
     """Folds one chunk after the other until all are taken; yields the number of events of each.
 
-    Raises UnreadableEvent, ShadowTakenOver, and what psycopg raises.
+    Raises ShadowTakenOver, and what psycopg raises.
     """
     me = uuid4()
     while chunk := claim(run, me):
-        rows, events = folded_chunk(run, chunk)
-        write(run, chunk, me, rows, events)
+        folded = folded_chunk(run, chunk)
+        write(run, chunk, me, folded)
         run.after_step("chunk")
-        yield events
+        yield folded.events
 
 
 def claim(run: Run, me: UUID) -> Chunk | None:
@@ -66,27 +68,73 @@ def claim(run: Run, me: UUID) -> Chunk | None:
     return Chunk(*found) if found else None
 
 
-def folded_chunk(run: Run, chunk: Chunk) -> tuple[list[Any], int]:
-    """Returns the rows, and of how many events they are made."""
-    rows, events = [], 0
+class FoldedChunk(NamedTuple):
+    """`rows`: each with the last event that it is made of; `events`: of how many all are made; `failed`: of each stream
+    the first event that could not be taken in."""
+
+    rows: list[tuple[Any, Envelope[Any]]]
+    events: int
+    failed: list[UnreadableEvent]
+
+
+def folded_chunk(run: Run, chunk: Chunk) -> FoldedChunk:
+    rows: list[tuple[Any, Envelope[Any]]] = []
+    failed: list[UnreadableEvent] = []
+    events = 0
     with run.connection.transaction():
         run.execute(IN_UTC)
         with streams(run.connection, run.store, CHUNK, chunk._asdict()) as found:
-            for _, envelopes in found:
-                rows.append(folded(run.projection, envelopes))
+            for _, envelopes, unreadable in found:
+                row, not_folded = fold_stream(run.projection, envelopes)
+                if row is not None:
+                    rows.append((row, envelopes[-1]))
+                if first := not_folded or unreadable:
+                    failed.append(first)
                 events += len(envelopes)
-    return rows, events
+    return FoldedChunk(rows, events, failed)
 
 
-def write(run: Run, chunk: Chunk, me: UUID, rows: list[Any], events: int) -> None:
+def write(run: Run, chunk: Chunk, me: UUID, folded: FoldedChunk) -> None:
     """Raises ShadowTakenOver where the chunk is not claimed by `me` any more."""
+    try:
+        _write(run, chunk, me, folded, copy_together)
+    except quarantine.UNSTORABLE:
+        _write(run, chunk, me, folded, copy_apart)
+
+
+def _write(
+    run: Run, chunk: Chunk, me: UUID, folded: FoldedChunk, copy: Callable[[Run, FoldedChunk], list[UnreadableEvent]]
+) -> None:
     with run.connection.transaction():
         # What a crash takes back takes its note along; the swap waits for the disk.
         run.execute("SET LOCAL synchronous_commit = off")
-        if run.execute(DONE, events, chunk.number, me).rowcount != 1:
+        if run.execute(DONE, folded.events, chunk.number, me).rowcount != 1:
             raise ShadowTakenOver(run.projection.name)
         run.after_step("note")
-        copy_in(run.connection, run.store.database.schema, run.projection, run.shadow, rows)
+        failed = [*folded.failed, *copy(run, folded)]
+        first = quarantine.first_of_each_stream(failed)
+        quarantine.add(run.connection, run.store.database.schema, run.shadow, first)
+
+
+def copy_together(run: Run, folded: FoldedChunk) -> list[UnreadableEvent]:
+    rows = (row for row, _ in folded.rows)
+    copy_in(run.connection, run.store.database.schema, run.projection, run.shadow, rows)
+    return []
+
+
+def copy_apart(run: Run, folded: FoldedChunk) -> list[UnreadableEvent]:
+    """Row by row, after all together were refused. Returns the last event of each that cannot be stored; where that is
+    all of several, the error is raised."""
+    failed = []
+    for row, last in folded.rows:
+        try:
+            with run.connection.transaction():
+                copy_in(run.connection, run.store.database.schema, run.projection, run.shadow, [row])
+        except quarantine.UNSTORABLE as error:
+            failed.append(failure(last, error))
+            if len(failed) == len(folded.rows) > 1:
+                raise
+    return failed
 
 
 def free(run: Run) -> None:

@@ -18,6 +18,7 @@ from coupon_clock.infrastructure.event_store.store import EventStore
 from coupon_clock.infrastructure.postgres.errors import DatabaseUnavailable
 from coupon_clock.infrastructure.postgres.time_limit import LONG_STATEMENT_LIMIT_S
 from coupon_clock.infrastructure.progress import Progress, no_progress
+from coupon_clock.projections.engine import quarantine
 from coupon_clock.projections.engine.projection import Projection
 
 POLL_S = 0.1
@@ -109,6 +110,7 @@ def take_over(run: Run, position: int) -> None:
     """Gives the live rows the shadow's position, in the transaction that gives them its content."""
     run.execute(TAKE_OVER, run.projection.name, position, run.projection.fold_version)
     run.execute("DELETE FROM {schema}.checkpoint WHERE name = %s", run.shadow)
+    quarantine.take_over(run.connection, run.store.database.schema, run.projection)
 
 
 OWN = "SELECT position FROM {schema}.checkpoint WHERE name = %s AND build = %s FOR UPDATE"

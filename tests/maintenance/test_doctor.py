@@ -18,7 +18,7 @@ from examples import ending_in
 from history import append_unreadable, run_sql
 from test_follow import following
 
-HEALTHY = ["log", "clock", "reconciler", "relay", "followers", "snapshots", "broker"]
+HEALTHY = ["log", "clock", "reconciler", "relay", "followers", "quarantine", "snapshots", "broker"]
 
 
 def findings(settings: Settings) -> dict[str, str]:

@@ -115,7 +115,7 @@ def test_a_statement_past_its_limit_is_cancelled_and_the_connection_can_be_used_
 def test_a_plan_of_a_function_made_when_the_log_was_empty_does_not_scan_it_later(live):
     with live.database.connection() as connection:
         for _ in range(10):
-            connection.execute("SELECT * FROM coupon_clock.load_streams(ARRAY[gen_random_uuid()])")
+            connection.execute("SELECT * FROM coupon_clock.load_streams(ARRAY[gen_random_uuid()], 1, 1)")
         execute_script(
             connection,
             """
@@ -125,7 +125,7 @@ def test_a_plan_of_a_function_made_when_the_log_was_empty_does_not_scan_it_later
             """,
         )
         with connection.transaction():
-            connection.execute("SELECT * FROM coupon_clock.load_streams(ARRAY[gen_random_uuid()])")
+            connection.execute("SELECT * FROM coupon_clock.load_streams(ARRAY[gen_random_uuid()], 1, 1)")
             scans = "SELECT seq_scan FROM pg_stat_xact_user_tables WHERE relid = 'coupon_clock.event'::regclass"
             assert connection.execute(scans).fetchone() == (0,)
 

@@ -1,19 +1,15 @@
 """The projector applies the log: rows and checkpoint together, nothing skipped, nothing applied by the wrong code."""
 
-from uuid import uuid4
-
 import psycopg
 import pytest
 
-from coupon_clock.domain.events import StockIncreased
 from coupon_clock.infrastructure.event_store.checkpoint import CheckpointLost
-from coupon_clock.infrastructure.event_store.store import Append, NewEvent, UnreadableEvent
 from coupon_clock.projections.coupon_templates import TEMPLATE_ROWS
 from coupon_clock.projections.engine.projection import ReadModelOutdated, ReadModelTooNew
 from coupon_clock.projections.engine.projector import Projector, Standing
 from coupon_clock.projections.registry import PROJECTIONS
 from examples import EVENING, SHOP, a_template, increase
-from history import append_unreadable, run_sql, value
+from history import run_sql, value
 
 
 @pytest.fixture
@@ -53,32 +49,6 @@ def test_of_two_only_one_applies_and_the_other_stands_by(app, projector, databas
 
     projector.release()
     assert other.run_once()
-
-
-def test_an_event_it_cannot_read_stops_it_and_is_never_skipped(app, projector, database_url):
-    before = app.execute(a_template())
-    append_unreadable(database_url)
-    app.execute(a_template())
-
-    projector.run_once()
-    assert position(database_url) == before.position
-    for _ in range(2):
-        with pytest.raises(UnreadableEvent):
-            projector.run_once()
-
-    assert position(database_url) == before.position
-    assert projector.standing.state == "blocked"
-    assert f"at position {before.position + 1}" in str(projector.standing.why)
-    assert "CouponTemplate.Folded" in str(projector.standing.why)
-
-
-def test_a_stream_that_cannot_be_folded_stops_it_with_its_position(app, projector, database_url):
-    app.store.append([Append(uuid4(), 0, [NewEvent(StockIncreased(SHOP, 5), uuid4())])])
-
-    with pytest.raises(UnreadableEvent, match="at position 1"):
-        projector.run_once()
-
-    assert position(database_url) == 0
 
 
 def test_a_long_gap_blocks_it_and_says_so(app, database_url):
