@@ -4,6 +4,7 @@ from traceback import format_exception
 
 import pytest
 from psycopg.conninfo import conninfo_to_dict
+from pydantic import SecretStr
 
 from coupon_clock.infrastructure.settings import Settings, UnusableSettings
 
@@ -71,6 +72,57 @@ def test_no_secret_and_no_unknown_setting_is_repeated(given):
 def test_other_settings_are_refused_with_what_was_given():
     assert "COUPON_CLOCK_DATABASE_CONNECTIONS: " in refused(database_connections=0)
     assert "(got 0)" in refused(database_connections=0)
+
+
+NUMBERS = [name for name, field in Settings.model_fields.items() if field.annotation in (int, float)]
+UNSHOWN = 10**5_000
+"""Python refuses to print it."""
+TEXTS = [name for name, field in Settings.model_fields.items() if field.annotation in (str, SecretStr)]
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize(
+    "value",
+    [float("inf"), float("-inf"), float("nan"), -1, -1e300, 1e300, 10**400, UNSHOWN, 2**63, True, "inf", "1e999", None],
+    ids=lambda value: "unshown" if value == UNSHOWN else f"{value!r:.20}",
+)
+def test_no_number_is_taken_that_no_loop_could_work_with(name, value):
+    then_it_is_one_sentence(refused(**{name: value}), name)
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_that_are_refused_from_the_environment_are_one_sentence_too(name, monkeypatch):
+    monkeypatch.setenv(f"COUPON_CLOCK_{name.upper()}", "1e300")
+    then_it_is_one_sentence(refused(), name)
+
+
+@pytest.mark.parametrize("name", TEXTS)
+@pytest.mark.parametrize("value", ["a\0b", "a\x1b[2Jb", "a\u202eb", "a\udc80b", "x" * 10_000, 7, b"\xff", True])
+def test_no_text_is_taken_that_a_server_could_not_read(name, value):
+    then_it_is_one_sentence(refused(**{name: value}), name)
+
+
+@pytest.mark.parametrize("name", ["database_schema", "rocketmq_topic", "rocketmq_group"])
+@pytest.mark.parametrize("value", ["", " ", "a b", "ä", "x" * 121, 'a"b', "a;b", "a.b"])
+def test_a_name_that_its_server_could_not_have_is_refused(name, value):
+    then_it_is_one_sentence(refused(**{name: value}), name)
+
+
+@pytest.mark.parametrize("schema", ["information_schema", "pg_catalog", "pg_toast", "pg_temp", "pg_", "Pg_catalog"])
+def test_schemas_of_postgresql_are_refused(schema):
+    then_it_is_one_sentence(refused(database_schema=schema), "database_schema")
+
+
+def test_texts_are_trimmed():
+    settings = Settings.load(rocketmq_access_key=" key\n", rocketmq_secret_key="secret\n", rocketmq_topic="topic\n")
+    assert (settings.rocketmq_access_key, settings.rocketmq_topic) == ("key", "topic")
+    assert settings.rocketmq_secret_key.get_secret_value() == "secret"
+
+
+def then_it_is_one_sentence(refusal: str, name: str) -> None:
+    assert refusal.startswith(f"The settings cannot be used: COUPON_CLOCK_{name.upper()}: ")
+    assert refusal.isprintable()
+    assert len(refusal) < 600
 
 
 def test_settings_that_are_made_without_load_repeat_nothing_either():

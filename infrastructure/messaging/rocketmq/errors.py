@@ -27,23 +27,6 @@ class ClientNotInstalled(BrokerMisconfigured):
 
 
 @dataclass(eq=False)
-class EndpointsUnreadable(BrokerMisconfigured):
-    """COUPON_CLOCK_ROCKETMQ_ENDPOINTS is {endpoints!r}, but {problem}: write host:port, or several IPv4 addresses as
-    1.2.3.4:8081;1.2.3.5:8081"""
-
-    endpoints: str
-    problem: str
-
-
-@dataclass(eq=False)
-class NameUnusable(BrokerMisconfigured):
-    """{setting} is {name!r}: RocketMQ takes 1 to 120 letters, digits, -, _ and %"""
-
-    setting: str
-    name: str
-
-
-@dataclass(eq=False)
 class TopicMissing(BrokerMisconfigured):
     """Topic {topic} does not exist, or its broker is starting. Fix it with: mqadmin updateTopic -n NAMESERVER
     -c CLUSTER -t {topic} -a +message.type=DELAY"""

@@ -10,9 +10,8 @@ import pytest
 
 from broker_contract import LONG, NO_LEAD, SHORT, due_now
 from coupon_clock.infrastructure.messaging.broker import BrokerUnavailable, Delivery
-from coupon_clock.infrastructure.messaging.rocketmq.access import Access, checked_endpoints
+from coupon_clock.infrastructure.messaging.rocketmq.access import Access
 from coupon_clock.infrastructure.messaging.rocketmq.broker import RocketMQBroker
-from coupon_clock.infrastructure.messaging.rocketmq.errors import EndpointsUnreadable, NameUnusable
 from coupon_clock.infrastructure.settings import Settings
 
 NOBODY = "127.0.0.1:1"
@@ -38,45 +37,6 @@ def test_many_failed_tries_leave_no_threads_behind(monkeypatch: pytest.MonkeyPat
     fail(broker, 100)
     assert active_count() <= one + 10
     broker.close()
-
-
-@pytest.mark.parametrize(
-    ("endpoints", "problem"),
-    [
-        ("", "names no address"),
-        (" ; ", "names no address"),
-        ("localhost", "localhost is not host:port"),
-        ("localhost:", "localhost: is not host:port"),
-        (":8081", ":8081 is not host:port"),
-        ("localhost:http", "localhost:http is not host:port"),
-        ("localhost:0", "localhost:0 is not host:port"),
-        ("localhost:65536", "localhost:65536 is not host:port"),
-        ("http://localhost:8081", "has a scheme"),
-        ("[::1]:8081", "IPv6"),
-        ("::1:8081", "IPv6"),
-        ("a.example:8081;b.example:8081", "one host name, or several IPv4"),
-        ("1.2.3.4:8081;b.example:8081", "one host name, or several IPv4"),
-    ],
-)
-def test_unreadable_endpoints_are_refused_by_name(endpoints: str, problem: str) -> None:
-    with pytest.raises(EndpointsUnreadable, match="COUPON_CLOCK_ROCKETMQ_ENDPOINTS") as refused:
-        RocketMQBroker.open(Settings(rocketmq_endpoints=endpoints))
-    assert problem in str(refused.value)
-
-
-@pytest.mark.parametrize("endpoints", ["localhost:8081", "1.2.3.4:8081;1.2.3.5:8082", "a-b.example:1"])
-def test_readable_endpoints_are_taken_as_they_are(endpoints: str) -> None:
-    assert checked_endpoints(endpoints) == endpoints
-
-
-def test_blanks_in_endpoints_are_nothing() -> None:
-    assert checked_endpoints(" 1.2.3.4:8081 ; 1.2.3.5:8081;") == "1.2.3.4:8081;1.2.3.5:8081"
-
-
-@pytest.mark.parametrize("setting", ["rocketmq_topic", "rocketmq_group"])
-def test_a_name_rocketmq_cannot_have_is_refused(setting: str) -> None:
-    with pytest.raises(NameUnusable, match=f"COUPON_CLOCK_{setting.upper()} is 'coupon expiry'"):
-        RocketMQBroker.open(Settings(rocketmq_endpoints=NOBODY, **{setting: "coupon expiry"}))
 
 
 def test_the_secret_is_in_no_repr() -> None:
