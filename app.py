@@ -58,6 +58,7 @@ from coupon_clock.infrastructure.event_store.migrations import (
 )
 from coupon_clock.infrastructure.event_store.safety import UnsafeLog
 from coupon_clock.infrastructure.event_store.store import Envelope, UnreadableEvent
+from coupon_clock.infrastructure.loop import Died, LoopDied, interrupt_main_thread
 from coupon_clock.infrastructure.messaging.broker import Broker, BrokerMisconfigured
 from coupon_clock.infrastructure.messaging.memory_broker import MemoryBroker
 from coupon_clock.infrastructure.postgres.caller_transaction import UnusableTransaction
@@ -114,6 +115,7 @@ __all__ = [
     "InvalidArgument",
     "InvalidCommand",
     "LatenessDistribution",
+    "LoopDied",
     "Maintenance",
     "MemoryBroker",
     "MissingRight",
@@ -345,13 +347,17 @@ class Application:
     # ── running ──────────────────────────────────────────────────────────────────────────────────
 
     @contextmanager
-    def running(self, roles: Sequence[Role] = ROLES, broker: Broker | None = None) -> Iterator[None]:
-        """These loops in threads, until the block ends; what is in hand is finished first.
+    def running(
+        self, roles: Sequence[Role] = ROLES, broker: Broker | None = None, died: Died = interrupt_main_thread
+    ) -> Iterator[None]:
+        """These loops in threads, until the block ends. What is in hand is finished first, in 16 s at most; what is
+        due within 5 s is ended, and what is due later is given back to the broker.
 
-        `broker`: by default the one of the settings; closed at the end.
-        Raises UnknownRole, RolesTornApart, BrokerMisconfigured.
+        `broker`: by default the one of the settings; closed at the end. `died(error)`: called, in the thread that ends,
+        when a loop ends by itself, which none should; by default it does as Ctrl-C does, so that the block ends.
+        Raises UnknownRole, RolesTornApart, BrokerMisconfigured, and at the end LoopDied.
         """
-        with self.runtime.running(roles, broker):
+        with self.runtime.running(roles, broker, died):
             yield
 
     # ── what the above needs ─────────────────────────────────────────────────────────────────────

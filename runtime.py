@@ -15,7 +15,6 @@ from types import TracebackType
 from typing import Any, Generic, Literal, Self
 from uuid import UUID
 
-import structlog
 from msgspec import Struct
 from psycopg import Connection
 
@@ -30,7 +29,17 @@ from coupon_clock.infrastructure.event_store.cluster_identity import failover_de
 from coupon_clock.infrastructure.event_store.safety import UnsafeLog
 from coupon_clock.infrastructure.event_store.store import Cause, Envelope, EventStore
 from coupon_clock.infrastructure.event_store.subscription import Batch, Subscription
-from coupon_clock.infrastructure.loop import Counts, Loop, join, start
+from coupon_clock.infrastructure.logs import Failures, Log
+from coupon_clock.infrastructure.loop import (
+    Counts,
+    Died,
+    Loop,
+    LoopDied,
+    interrupt_main_thread,
+    join,
+    start,
+    start_thread,
+)
 from coupon_clock.infrastructure.messaging.broker import Broker
 from coupon_clock.infrastructure.messaging.memory_broker import MemoryBroker
 from coupon_clock.infrastructure.messaging.messages import ExpiryDue, UnreadableMessage, from_wire
@@ -73,10 +82,16 @@ RELAY_POLL_S = 0.2
 FOLLOW_POLL_S = 0.05
 LONGEST_YIELD_S = 0.5
 REARM_BATCH = 5_000
-LONGEST_STOP_S = 13.0
-FINISH_S = 1.5
+LONGEST_STOP_S = 16.0
+CLOSE_S = 4.0
+"""Of that, for the broker to be closed, and for what that interrupts to end."""
+RECEIVED_S = 0.3
+"""For messages on their way here."""
+FINISH_AHEAD = timedelta(seconds=5)
+"""What is due sooner is ended by a process that stops; what is due later is given back, and RocketMQ has it received
+again after 3.5 s (measured)."""
 
-log = structlog.get_logger()
+log = Log(__name__)
 
 
 class RolesTornApart(CouponClockError):
@@ -104,15 +119,23 @@ class Parts(Struct, frozen=True):
         ended = self.relay.run_once() + self.consumer.run_once() + self.reconciler.run_once()
         return sum((projector.run_once() for projector in self.projectors), ended)
 
-    def finish(self) -> None:
-        """At a clean stop: acknowledges what is done, and frees what other processes may take over."""
-        with failure_logged():
-            while self.consumer.acknowledge(0.0):
-                pass
-            self.relay.release()
-        with failure_logged():
-            for projector in self.projectors:
-                projector.release()
+
+class Threads:
+    """Those of one `running`. `stop`: for all but the threads that end what is held, which have `left`."""
+
+    def __init__(self, died: Died) -> None:
+        self.stop = StopEvent()
+        self.left = StopEvent()
+        self.receiving: list[Thread] = []
+        self.ending: list[Thread] = []
+        self.others: list[Thread] = []
+        self.deaths: list[LoopDied] = []
+        self._died = died
+
+    def note(self, death: LoopDied) -> None:
+        self.deaths.append(death)
+        if not self.stop.is_set():
+            self._died(death)
 
 
 class Runtime(Generic[State, Command, Event]):
@@ -295,43 +318,54 @@ class Runtime(Generic[State, Command, Event]):
     # ── running ──────────────────────────────────────────────────────────────────────────────────
 
     @contextmanager
-    def running(self, roles: Sequence[Role] = ROLES, broker: Broker | None = None) -> Iterator[Parts]:
-        """These loops in threads, until the block ends; what is in hand is finished first.
-
-        `broker`: by default the one of the settings; closed at the end.
-        Raises UnknownRole, RolesTornApart, BrokerMisconfigured.
-        """
+    def running(
+        self, roles: Sequence[Role] = ROLES, broker: Broker | None = None, died: Died = interrupt_main_thread
+    ) -> Iterator[Parts]:
+        """As `Application.running`, which see."""
         self.database.refuse_fork()
         arguments.refuse(
             arguments.list_of("roles", roles, str),
             arguments.of_type("broker", broker, Broker) if broker is not None else (),
+            arguments.function("died", died),
         )
         check_roles(self.settings, roles)
         broker = broker_for(self.settings) if broker is None else broker
         parts = self.parts(broker)
-        stop = StopEvent()
-        receivers = start(self._receivers(parts, broker, stop) if "consumer" in roles else [], stop)
-        others = start([loop for role in roles for loop in self._loops(role, parts, stop)], stop)
-        log.info("running", action="start", roles=list(roles), broker=broker.name, broker_forgets=broker.forgets)
+        threads = Threads(died)
         try:
+            self._start(parts, broker, roles, threads)
+            log.info("running", action="start", roles=",".join(roles), broker=broker.name)
             yield parts
+        except BaseException as error:
+            if isinstance(error, Exception) or not threads.deaths:
+                raise  # else it is how the program was told of a death
         finally:
             if not self.database.is_forked:
-                stop.set()
-                self._stop(others, receivers, parts, broker)
-                log.info("stopped", action="stop", roles=list(roles))
+                self._stop(parts, broker, threads)
+                log.info("stopped", action="stop", roles=",".join(roles))
+        if threads.deaths:
+            raise threads.deaths[0]
 
-    def _stop(self, others: Sequence[Thread], receivers: Sequence[Thread], parts: Parts, broker: Broker) -> None:
-        """Takes no longer than 20 s, whatever PostgreSQL does: what it keeps from ending is left to end by itself."""
+    def _start(self, parts: Parts, broker: Broker, roles: Sequence[Role], threads: Threads) -> None:
+        if "consumer" in roles:
+            threads.receiving = start(self._receivers(parts, broker, threads.stop), threads.stop, threads.note)
+        for role in roles:
+            stop = threads.left if role == "consumer" else threads.stop
+            started = start(self._loops(role, parts, stop), stop, threads.note)
+            (threads.ending if role == "consumer" else threads.others).extend(started)
+
+    def _stop(self, parts: Parts, broker: Broker, threads: Threads) -> None:
+        """In bounded time, whatever PostgreSQL and the broker do: what they keep from ending is left to end by
+        itself."""
+        until = monotonic() + LONGEST_STOP_S
+        threads.stop.set()
         self._alarms_changed.notify()
         self.log_grew.notify()
-        until = monotonic() + LONGEST_STOP_S
-        join(others, until)
-        finishing = Thread(target=parts.finish, name="coupon-clock-finish", daemon=True)
-        finishing.start()
-        join([finishing], until + FINISH_S)
-        broker.close()
-        join(receivers, until + 2 * FINISH_S)
+        sides = [
+            start_thread("stop-broker", lambda: stop_broker(parts, broker, threads, until), threads.note),
+            start_thread("stop-postgresql", lambda: stop_postgresql(parts, threads, until), threads.note),
+        ]
+        join(sides, until)
 
     def parts(self, broker: Broker) -> Parts:
         """What acts on this broker, each to be run once or for ever."""
@@ -386,7 +420,9 @@ class Runtime(Generic[State, Command, Event]):
             remember_cluster(connection, self.database.schema)
 
     def _receivers(self, parts: Parts, broker: Broker, stop: StopEvent) -> list[Loop]:
-        return [Loop("consumer", parts.consumer.receive, 0, stop.wait) for _ in range(broker.receivers)]
+        failures = Failures(log)
+        receive = Loop("consumer", parts.consumer.receive, 0, stop.wait, failures=failures)
+        return [receive] * broker.receivers
 
     def _loops(self, role: Role, parts: Parts, stop: StopEvent) -> list[Loop]:
         match role:
@@ -424,12 +460,40 @@ def yield_to_expiry(projector: Projector, consumer: ExpiryConsumer) -> Callable[
     return run_once
 
 
+def stop_broker(parts: Parts, broker: Broker, threads: Threads, until: float) -> None:
+    """Ends what is due soon, and gives back the rest, which other processes then receive."""
+    consumer = parts.consumer
+    join(threads.receiving, monotonic() + RECEIVED_S)
+    broker.stop_receiving()
+    join(threads.receiving, monotonic() + RECEIVED_S)
+    with failure_logged("held messages are not given back"):
+        consumer.leave(FINISH_AHEAD, until - CLOSE_S - monotonic())
+    threads.left.set()
+    join(threads.ending, until - CLOSE_S)
+    with failure_logged("not acknowledged"):
+        consumer.acknowledge_rest()
+    join(threads.others, until - CLOSE_S)
+    broker.close()
+
+
+def stop_postgresql(parts: Parts, threads: Threads, until: float) -> None:
+    """Frees what other processes may take over."""
+    join(threads.others, until)
+    with failure_logged("alarms are not released"):
+        parts.relay.release()
+    for projector in parts.projectors:
+        with failure_logged("a projection is not released"):
+            projector.release()
+
+
 @contextmanager
-def failure_logged() -> Iterator[None]:
+def failure_logged(what: str) -> Iterator[None]:
     try:
         yield
     except CouponClockError as error:
-        log.warning("not released", action="stop", why=str(error))
+        log.warning(what, action="stop", why=error)
+    except Exception as error:
+        log.error(what, trace=error, action="stop")
 
 
 def due_result(handled: HandledStream) -> DueResult:

@@ -20,8 +20,8 @@ from uuid import UUID, uuid4
 from rich.console import Console
 
 from coupon_clock.app import Application, ConsumeRule, CreateCouponTemplate, ReceiveRule, Settings, ThresholdAmount
+from coupon_clock.infrastructure.logs import log_to_stderr
 from coupon_clock.infrastructure.progress import shown_progress
-from coupon_clock.infrastructure.telemetry import log_to_stderr
 from coupon_clock.local_servers.servers import BrokerKind, LocalServers, temporary_servers
 from coupon_clock.testing import throw_away_database
 

@@ -7,7 +7,7 @@ import typer
 from coupon_clock.cli import doctor, followers, imports, local, quarantine, rebuild, rejected, service, verify
 from coupon_clock.cli.output import WRONG_USE, err
 from coupon_clock.domain.errors import CouponClockError
-from coupon_clock.infrastructure.telemetry import log_to_stderr
+from coupon_clock.infrastructure.logs import log_to_stderr
 
 cli = typer.Typer(
     help="Coupon templates that end exactly on time.", no_args_is_help=True, pretty_exceptions_enable=False

@@ -21,7 +21,10 @@ def rebuild(
     throttle: Annotated[
         float | None, typer.Option(min=1, metavar="EVENTS_PER_S", help="At most so many events a second.")
     ] = None,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Processes; by default one a core.")] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes; by default one a processor, and for two of DATABASE_CONNECTIONS."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Read and fold everything, write nothing.")] = False,
     stream: Annotated[UUID | None, typer.Option(help="Only the row of this stream.")] = None,
     keep_old: Annotated[bool, typer.Option("--keep-old", help="Keep the old table as NAME_old.")] = False,

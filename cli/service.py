@@ -2,6 +2,8 @@
 
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from threading import Event
 from typing import Annotated
 
@@ -9,9 +11,14 @@ import typer
 
 from coupon_clock.app import Application
 from coupon_clock.cli.output import out
-from coupon_clock.infrastructure.loop import tune_interpreter
+from coupon_clock.infrastructure.logs import Log
+from coupon_clock.infrastructure.loop import LoopDied, tune_interpreter
 from coupon_clock.infrastructure.settings import Settings
 from coupon_clock.runtime import ROLES, Role
+
+LOOP_DIED = 1
+
+log = Log(__name__)
 
 
 def migrate(
@@ -40,8 +47,18 @@ def run(
         signal.signal(number, lambda *_: stop.set())
     with Application.open() as app:
         tune_interpreter()
-        with app.running(roles):
+        with exit_where_a_loop_died(), app.running(roles, died=lambda _: stop.set()):
             stop.wait()
+
+
+@contextmanager
+def exit_where_a_loop_died() -> Iterator[None]:
+    """With a code other than that of wrong use: whatever watches this process is to start it again."""
+    try:
+        yield
+    except LoopDied as death:
+        log.error("ends because a loop died", action="exit", why=death)
+        raise typer.Exit(LOOP_DIED) from None
 
 
 def roles_named(names: list[str] | None) -> list[Role]:

@@ -2,18 +2,22 @@
 
 import gc
 import os
+import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from threading import Event, Thread
+from dataclasses import dataclass
+from functools import partial
+from threading import Event, Thread, main_thread
 from time import monotonic
 
-import structlog
+import msgspec
 from msgspec import Struct
 
 from coupon_clock.domain.errors import CouponClockError
 from coupon_clock.infrastructure import telemetry
 from coupon_clock.infrastructure.backoff import Backoff
+from coupon_clock.infrastructure.logs import Failures, Log
 from coupon_clock.infrastructure.notifier import Wait
 
 Counts = Counter[str]
@@ -24,7 +28,20 @@ NO_PROGRESS = frozenset({"failed", "not_due", "unacknowledged"})
 GARBAGE_THRESHOLDS = (50_000, 20, 20)
 LONGEST_TURN_S = 0.0005
 
-log = structlog.get_logger()
+log = Log(__name__)
+
+
+@dataclass(eq=False)
+class LoopDied(CouponClockError):
+    """The loop {role} of this process has ended by itself ({why}), so that its work is left undone here: start the
+    process again; the log has the traceback."""
+
+    role: str
+    why: str
+
+
+Died = Callable[[LoopDied], object]
+"""Told in the thread that ends, while all others go on."""
 
 
 def tune_interpreter() -> None:
@@ -43,7 +60,8 @@ def tune_interpreter() -> None:
 class Loop(Struct, frozen=True):
     """`run_once` until `stop`; at once again while it finds work, else after `idle` seconds, or when `wait` wakes.
 
-    `final`: errors that no repetition can mend; they end the loop, and are raised.
+    `final`: errors that no repetition can mend; they end the loop, and are raised. `failures`: shared by loops that
+    fail alike.
     """
 
     role: str
@@ -51,6 +69,7 @@ class Loop(Struct, frozen=True):
     idle: float
     wait: Wait
     final: tuple[type[Exception], ...] = ()
+    failures: Failures = msgspec.field(default_factory=lambda: Failures(log))
 
     def run_forever(self, stop: Event, *also: Event) -> None:
         """Until one of these is set."""
@@ -64,29 +83,50 @@ class Loop(Struct, frozen=True):
             except Exception as error:
                 if os.getpid() != process:
                     raise  # a handler forked: the loop is its parent's
-                seconds = backoff.failed()
-                self._report(error, seconds)
-                stop.wait(seconds)
+                stop.wait(self._failed(error, backoff))
             else:
-                backoff.succeeded()
+                if backoff.failures:
+                    backoff.succeeded()
+                    self.failures.over("works again", action="work", role=self.role)
                 telemetry.count(self.role, counts)
                 if not counts.keys() - NO_PROGRESS:
                     self.wait(self.idle)
 
-    def _report(self, error: Exception, seconds: float) -> None:
+    def _failed(self, error: Exception, backoff: Backoff) -> float:
+        seconds = backoff.failed()
         telemetry.failed(self.role)
-        unexpected = not isinstance(error, CouponClockError)
-        log.warning("again", action="back_off", role=self.role, seconds=seconds, why=str(error), exc_info=unexpected)
+        expected = isinstance(error, CouponClockError)
+        self.failures.report("failed, and tries again", error, expected, action="back_off", role=self.role)
+        return seconds
 
 
-def start(loops: Sequence[Loop], stop: Event) -> list[Thread]:
+def interrupt_main_thread(death: LoopDied) -> None:
+    """As Ctrl-C does: a program ends, and a server stops serving in its usual way."""
+    number = signal.SIGTERM if signal.getsignal(signal.SIGINT) is signal.SIG_IGN else signal.SIGINT
+    signal.pthread_kill(main_thread().ident or 0, number)
+
+
+def start(loops: Sequence[Loop], stop: Event, died: Died) -> list[Thread]:
     """Each in a thread of its own."""
-    threads = [
-        Thread(target=loop.run_forever, args=(stop,), name=f"coupon-clock-{loop.role}", daemon=True) for loop in loops
-    ]
-    for thread in threads:
-        thread.start()
-    return threads
+    return [start_thread(loop.role, partial(loop.run_forever, stop), died) for loop in loops]
+
+
+def start_thread(role: str, work: Callable[[], object], died: Died) -> Thread:
+    """Whatever ends it before its work is done is logged and told, also what Python lets end a thread in silence."""
+    process = os.getpid()
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            if os.getpid() != process:
+                raise  # a fork: all this is its parent's
+            log.error("died", trace=error, action="die", role=role)
+            died(LoopDied(role, type(error).__name__))
+
+    thread = Thread(target=run, name=f"coupon-clock-{role}", daemon=True)
+    thread.start()
+    return thread
 
 
 def join(threads: Sequence[Thread], until: float) -> None:

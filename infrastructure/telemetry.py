@@ -1,10 +1,7 @@
-"""Metrics, in the default Prometheus registry, and how our own processes log."""
+"""Metrics, in the default Prometheus registry."""
 
-import logging
-import sys
 from collections.abc import Mapping
 
-import structlog
 from prometheus_client import Counter, Gauge, Histogram
 
 WORK = Counter("coupon_clock_work", "What the loops did", ["role", "what"])
@@ -30,16 +27,3 @@ def count(role: str, counts: Mapping[str, int]) -> None:
 
 def failed(role: str) -> None:
     FAILURES.labels(role).inc()
-
-
-def log_to_stderr() -> None:
-    """For our own command line only: a host application keeps its own logging."""
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )

@@ -13,7 +13,7 @@ from uuid import UUID
 import psutil
 
 from coupon_clock.app import Application, Settings
-from coupon_clock.infrastructure.telemetry import log_to_stderr
+from coupon_clock.infrastructure.logs import log_to_stderr
 from examples import ending_in
 
 MEGABYTE = 1 << 20

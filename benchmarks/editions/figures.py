@@ -30,7 +30,7 @@ from coupon_clock.app import (
     TerminateCouponTemplate,
     ThresholdAmount,
 )
-from coupon_clock.infrastructure.telemetry import log_to_stderr
+from coupon_clock.infrastructure.logs import log_to_stderr
 from coupon_clock.testing import throw_away_database
 
 THREADS = (1, 4, 16)

@@ -8,13 +8,11 @@ from pathlib import Path
 from signal import SIG_IGN, SIGINT, SIGTERM, signal
 
 import psycopg
-import structlog
 from rich.console import Console
-from structlog.dev import ConsoleRenderer
-from structlog.processors import TimeStamper, add_log_level
 
 from actions import ARMING_WINDOW, LEAD
 from coupon_clock import CouponClockError, Settings
+from coupon_clock.infrastructure.logs import log_to
 from coupon_clock.infrastructure.progress import shown_progress
 from coupon_clock.local_servers.folder_lock import locked
 from coupon_clock.local_servers.servers import BrokerKind, LocalServers, named_if_unusable
@@ -49,9 +47,7 @@ def environment(folder: Path, broker: BrokerKind) -> Iterator[Settings]:
     try:
         with shown_progress(Console(stderr=True)) as progress:
             servers.up(progress)
-        log = structlog.WriteLoggerFactory((folder / "demo.log").open("w", buffering=1))  # out of the table's way
-        times, plain = TimeStamper(fmt="iso", utc=True), ConsoleRenderer(colors=False)
-        structlog.configure([add_log_level, times, plain], logger_factory=log)
+        log_to((folder / "demo.log").open("w", errors="backslashreplace"))  # out of the table's way
         yield Settings.load(
             database_url=empty_database(servers.postgres.url),
             rocketmq_endpoints=servers.rocketmq.endpoints if servers.rocketmq else "",

@@ -7,7 +7,7 @@ from time import monotonic
 from typing import Generic, Literal, NamedTuple
 from uuid import UUID, uuid4
 
-import structlog
+from coupon_clock.infrastructure.logs import Log
 
 from coupon_clock.domain.decider import Command, Decider, Event, State
 from coupon_clock.domain.errors import CouponClockError, OutcomeUnknown
@@ -35,7 +35,7 @@ LATE_COMMIT = timedelta(seconds=2)
 
 DueCause = Literal["message", "reconciler"]
 
-log = structlog.get_logger()
+log = Log(__name__)
 
 
 @dataclass(eq=False)

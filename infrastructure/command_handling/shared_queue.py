@@ -15,6 +15,7 @@ from coupon_clock.infrastructure.command_handling.handler import (
     Executed,
     Overtaken,
 )
+from coupon_clock.infrastructure.logs import Log
 from coupon_clock.infrastructure.postgres.errors import TimedOut
 
 DIRECT = 4
@@ -27,6 +28,8 @@ LINGER_S = 0.001
 LIMIT_S = 30.0
 LONG_STREAM = 500
 MOST_LONG_STREAMS = 1_000
+
+log = Log(__name__)
 
 
 class Ticket(Generic[Command, DecidedEvent]):
@@ -129,19 +132,26 @@ class SharedQueue(Generic[State, Command, DecidedEvent]):
     # ── by the serving thread ────────────────────────────────────────────────────────────────────
 
     def _serve(self) -> None:
-        while tickets := self._next():
-            try:
-                outcomes = self._handler.attempt([ticket.command for ticket in tickets], longest_wait=EACH_WAIT)
-            except BaseException:
-                with self._changed:
-                    self._server = None
-                    if self._queue:
-                        self._start_server()
-                self._release(tickets, [OutcomeUnknown(ticket.command.command_id) for ticket in tickets])
-                raise
-            self._release(tickets, outcomes)
-            for outcome in outcomes:
-                self._note_length(outcome)
+        """Whatever ends this thread, the next one serves on: nobody waits for one that is gone."""
+        try:
+            while tickets := self._next():
+                self._answer(tickets)
+        except BaseException as error:
+            with self._changed:
+                self._server = None
+                if self._queue:
+                    self._start_server()
+            log.error("serving thread died, the next one serves on", trace=error, action="serve")
+
+    def _answer(self, tickets: Sequence[Ticket[Command, DecidedEvent]]) -> None:
+        try:
+            outcomes = self._handler.attempt([ticket.command for ticket in tickets], longest_wait=EACH_WAIT)
+        except BaseException:
+            self._release(tickets, [OutcomeUnknown(ticket.command.command_id) for ticket in tickets])
+            raise
+        self._release(tickets, outcomes)
+        for outcome in outcomes:
+            self._note_length(outcome)
 
     def _start_server(self) -> None:
         self._server = Thread(target=self._serve, name="coupon-clock-commands", daemon=True)

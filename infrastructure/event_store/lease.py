@@ -15,8 +15,7 @@ from time import monotonic
 from typing import NamedTuple
 from uuid import UUID, uuid4
 
-import structlog
-
+from coupon_clock.infrastructure.logs import Failures, Log
 from coupon_clock.infrastructure.postgres.database import Database, fetch_one
 
 PATIENCE_S = 15.0
@@ -36,7 +35,7 @@ IS_HELD = "SELECT EXISTS (SELECT FROM {schema}.lease WHERE name = %s AND holder 
 RELEASE = "DELETE FROM {schema}.lease WHERE name = %s AND holder = %s"
 
 
-log = structlog.get_logger()
+log = Log(__name__)
 
 
 class Held(NamedTuple):
@@ -65,6 +64,7 @@ class Lease:
         self._at_work_since = 0.0
         self._released = Event()
         self._keeper: Thread | None = None
+        self._failures = Failures(log)
 
     def take(self) -> bool:
         """Takes or renews it. Returns False while another has it, who is then `other`."""
@@ -103,7 +103,7 @@ class Lease:
     @contextmanager
     def kept(self) -> Iterator[None]:
         """Renews it in a thread until the block ends, however long its work takes."""
-        if self._keeper is None or self._released.is_set():
+        if self._keeper is None or not self._keeper.is_alive() or self._released.is_set():
             self._released = Event()
             self._keeper = Thread(target=self._keep, args=(self._released,), name=f"lease {self._name}", daemon=True)
             self._keeper.start()
@@ -120,5 +120,5 @@ class Lease:
             if not released.wait(self._patience_s / RENEWALS_A_PATIENCE) and self._at_work.is_set():
                 try:
                     self._take(timedelta(seconds=monotonic() - self._at_work_since))
-                except Exception as error:  # the work goes on, and the next renewal may succeed
-                    log.warning("lease not renewed", action="renew", name=self._name, why=str(error))
+                except BaseException as error:  # the work goes on, and the next renewal may succeed
+                    self._failures.report("lease not renewed", error, True, action="renew", name=self._name)

@@ -6,7 +6,6 @@ from datetime import datetime
 from time import monotonic
 from typing import Generic, Literal, NamedTuple
 
-import structlog
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
@@ -17,6 +16,7 @@ from coupon_clock.infrastructure.event_store.checkpoint import Checkpoint, Check
 from coupon_clock.infrastructure.event_store.lease import PATIENCE_S, Lease
 from coupon_clock.infrastructure.event_store.log_reader import LogReader, RecordedEvent
 from coupon_clock.infrastructure.event_store.store import Envelope, EventStore, UnreadableEvent
+from coupon_clock.infrastructure.logs import Log
 from coupon_clock.infrastructure.loop import Counts
 from coupon_clock.infrastructure.notifier import Wait
 from coupon_clock.infrastructure.postgres.errors import DatabaseUnavailable
@@ -24,7 +24,7 @@ from coupon_clock.infrastructure.postgres.errors import DatabaseUnavailable
 RENEW_AFTER_S = 5
 SHORTEST_PAUSE_S = 0.002
 
-log = structlog.get_logger()
+log = Log(__name__)
 
 
 class Batch(NamedTuple, Generic[Event]):

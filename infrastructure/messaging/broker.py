@@ -73,5 +73,11 @@ class Broker(Protocol):
     def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
         """Never delivers these again. One that was redelivered already is not an error."""
 
+    def give_back(self, deliveries: Sequence[Delivery]) -> None:
+        """Delivers these again soon, to whoever receives then."""
+
+    def stop_receiving(self) -> None:
+        """A `receive` under way returns at once with what it has, and later ones return nothing. Never waits."""
+
     def close(self) -> None:
         """Releases what it holds, in bounded time. A `receive` under way returns."""

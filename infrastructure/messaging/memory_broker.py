@@ -53,10 +53,21 @@ class MemoryBroker:
         with self._changed:
             self._acknowledged.update(d.receipt for d in deliveries if isinstance(d.receipt, int))
 
-    def close(self) -> None:
+    def give_back(self, deliveries: Sequence[Delivery]) -> None:
+        numbers = {delivery.receipt for delivery in deliveries}
+        with self._changed:
+            now = monotonic()
+            self._queue = [q._replace(visible_at=now) if q.number in numbers else q for q in self._queue]
+            heapq.heapify(self._queue)
+            self._changed.notify()
+
+    def stop_receiving(self) -> None:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+
+    def close(self) -> None:
+        self.stop_receiving()
 
     def _take(self, limit: int, visible_again_at: float) -> list[Delivery]:
         taken: list[_Queued] = []

@@ -6,13 +6,13 @@ share its interpreter, and can wait.
 """
 
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from threading import Condition, Event
 
-import structlog
 from msgspec.structs import replace
 
 from coupon_clock.infrastructure import telemetry
+from coupon_clock.infrastructure.logs import Failures, Log
 from coupon_clock.infrastructure.loop import Counts
 from coupon_clock.infrastructure.messaging.broker import Broker, BrokerUnavailable, Delivery
 from coupon_clock.infrastructure.messaging.messages import UnreadableMessage, from_wire
@@ -32,9 +32,10 @@ SOONEST_AGAIN = timedelta(seconds=0.2)
 LATEST_AGAIN = timedelta(seconds=2)
 """A stream that could not be handled is left alone for as long as it is overdue, within these bounds."""
 NO_WAIT = timedelta(0)
+NEVER_SO_EARLY = datetime(1, 1, 1, tzinfo=UTC)
 NO_GRACE = timedelta(0)
 
-log = structlog.get_logger()
+log = Log(__name__)
 
 
 class ExpiryConsumer:
@@ -61,6 +62,7 @@ class ExpiryConsumer:
         self._acting = 0
         self._finished: list[Delivery] = []
         self._database_is_away = Event()
+        self._failures = Failures(log)
 
     def run_once(self) -> Counts:
         """All three steps once, without waiting: for tests and for a single thread."""
@@ -191,7 +193,7 @@ class ExpiryConsumer:
         for delivery, reason in rejected:
             self._reject(delivery, reason)
         if failures:
-            log.warning("again", action="handle_due", streams=len(failures), first=str(failures[0].error))
+            self._failures.report("not ended", failures[0].error, True, action="handle_due", streams=len(failures))
             self._ask_postgresql()
         self._database_is_away.clear()
         return +counts
@@ -215,9 +217,40 @@ class ExpiryConsumer:
         try:
             self._broker.acknowledge(batch)
         except BrokerUnavailable as error:
-            log.warning("not acknowledged", action="acknowledge", messages=len(batch), why=str(error))
+            self._failures.report("not acknowledged", error, True, action="acknowledge", messages=len(batch))
             return Counts(unacknowledged=len(batch))
         return Counts(acknowledged=len(batch))
+
+    def acknowledge_rest(self) -> None:
+        """At a clean stop: as far as the broker takes it."""
+        while self.acknowledge(0.0)["acknowledged"]:
+            pass
+
+    # ── stop ─────────────────────────────────────────────────────────────────────────────────────
+
+    def leave(self, ahead: timedelta, longest: float) -> None:
+        """At a clean stop, when nothing is received any more: gives back what is due later than `ahead` from now, and
+        returns when the rest is ended. What cannot be, for PostgreSQL is away or `longest` seconds are over, is given
+        back as well.
+
+        Raises BrokerUnavailable.
+        """
+        with self._changed:
+            later = self._held.take_later(self._clock.now() + ahead)
+            telemetry.HELD.set(len(self._held))
+        self._give_back(later)
+        with self._changed:
+            self._changed.wait_for(self._has_left, max(0.0, longest))
+            rest = self._held.take_later(NEVER_SO_EARLY)
+            telemetry.HELD.set(0)
+        self._give_back(rest)
+
+    def _has_left(self) -> bool:
+        return self._database_is_away.is_set() or not (self._held or self._acting)
+
+    def _give_back(self, messages: Sequence[HeldMessage]) -> None:
+        for start in range(0, len(messages), BATCH):
+            self._broker.give_back([held.delivery for held in messages[start : start + BATCH]])
 
     def _finish(self, deliveries: Sequence[Delivery]) -> None:
         with self._changed:

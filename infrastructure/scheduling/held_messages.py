@@ -44,6 +44,13 @@ class HeldMessages:
         for message in messages:
             heapq.heappush(self._heap, message)
 
+    def take_later(self, than: datetime) -> list[HeldMessage]:
+        """Takes out those whose time comes later, soonest first."""
+        later = sorted(message for message in self._heap if message.act_at > than)
+        self._heap = [message for message in self._heap if message.act_at <= than]
+        heapq.heapify(self._heap)
+        return later
+
     def first_at(self) -> datetime | None:
         """When the first one is to be acted on, None where nothing is held."""
         return self._heap[0].act_at if self._heap else None

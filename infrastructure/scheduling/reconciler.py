@@ -3,15 +3,14 @@
 from datetime import timedelta
 from time import monotonic
 
-import structlog
-
+from coupon_clock.infrastructure.logs import Log
 from coupon_clock.infrastructure.loop import Counts
 from coupon_clock.infrastructure.scheduling.alarms import Alarms
 from coupon_clock.infrastructure.scheduling.due_result import DueReport, HandleDue, Retry
 
 SUMMARY_EVERY_S = 60.0
 
-log = structlog.get_logger()
+log = Log(__name__)
 
 
 class Reconciler:
@@ -39,11 +38,11 @@ class Reconciler:
         again = [failure.error for failure in report.failures if isinstance(failure, Retry)]
         if again and monotonic() - self._retries_told_at > self._summary_every_s:
             self._retries_told_at = monotonic()
-            log.warning("not ended yet", action="reconcile", streams=len(again), first=str(again[0]))
+            log.warning("not ended yet", action="reconcile", streams=len(again), first=again[0])
 
     def _tell_stuck(self) -> None:
         if monotonic() - self._stuck_told_at > self._summary_every_s:
             self._stuck_told_at = monotonic()
             streams, since, reason = self._alarms.stuck()
             if streams:
-                log.warning("cannot be ended", action="reconcile", streams=streams, since=str(since), first=reason)
+                log.warning("cannot be ended", action="reconcile", streams=streams, since=since, first=reason)

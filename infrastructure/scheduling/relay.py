@@ -2,8 +2,7 @@
 
 from datetime import timedelta
 
-import structlog
-
+from coupon_clock.infrastructure.logs import Failures, Log
 from coupon_clock.infrastructure.loop import Counts
 from coupon_clock.infrastructure.messaging.broker import Broker, BrokerUnavailable, PartlyStored
 from coupon_clock.infrastructure.messaging.messages import ExpiryDue
@@ -13,7 +12,7 @@ from coupon_clock.infrastructure.scheduling.alarms import Alarm, Alarms
 BATCH = 2_000
 """Alarms that one round takes: in smaller ones the broker idles at the end of each."""
 
-log = structlog.get_logger()
+log = Log(__name__)
 
 
 class Relay:
@@ -25,6 +24,7 @@ class Relay:
         self._clock = clock
         self._lead = lead
         self._leased: set[Alarm] = set()
+        self._failures = Failures(log)
 
     def run_once(self) -> Counts:
         """A crash before all is published leaves the rest to the reconciler."""
@@ -47,7 +47,7 @@ class Relay:
         try:
             self._broker.publish([ExpiryDue(alarm.stream_id, alarm.due_at) for alarm in alarms], self._lead)
         except PartlyStored as partly:
-            log.warning(str(partly), action="publish", missing=len(partly.missing), messages=len(alarms))
+            self._failures.report("partly stored", partly, True, action="publish", missing=len(partly.missing))
             missing = {Alarm(message.stream_id, message.due_at) for message in partly.missing}
             self._alarms.release(list(missing))
             return [alarm for alarm in alarms if alarm not in missing]

@@ -5,7 +5,6 @@ from contextlib import suppress
 from time import monotonic
 from typing import Any, Literal
 
-import structlog
 from msgspec import Struct
 from psycopg import Connection
 from psycopg.rows import TupleRow
@@ -13,6 +12,7 @@ from psycopg.rows import TupleRow
 from coupon_clock.infrastructure.event_store.checkpoint import CheckpointBeyondLog
 from coupon_clock.infrastructure.event_store.store import Envelope, EventStore, UnreadableEvent
 from coupon_clock.infrastructure.event_store.subscription import Batch, Subscription
+from coupon_clock.infrastructure.logs import Log
 from coupon_clock.infrastructure.loop import Counts
 from coupon_clock.infrastructure.postgres.database import Schema
 from coupon_clock.projections.engine import quarantine
@@ -26,7 +26,7 @@ ASK_EVERY_S = 5.0
 RETRY_EVERY_S = 60.0
 RETRIED_AT_ONCE = 100
 
-log = structlog.get_logger()
+log = Log(__name__)
 
 
 class Standing(Struct, frozen=True):

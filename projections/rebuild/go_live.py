@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from time import monotonic, sleep
 
-import structlog
 from psycopg.errors import LockNotAvailable
 
 from coupon_clock.domain.errors import CouponClockError
+from coupon_clock.infrastructure.logs import Log
 from coupon_clock.infrastructure.postgres.database import fetch_one
 from coupon_clock.infrastructure.postgres.errors import first_line
 from coupon_clock.projections.engine.tables import exists
@@ -23,7 +23,7 @@ SELECT coalesce(string_agg(pid::text, ', ' ORDER BY pid), 'nobody any more')
  WHERE relation = to_regclass('{schema}.{table}') AND granted AND pid <> pg_backend_pid()
 """
 
-log = structlog.get_logger()
+log = Log(__name__)
 
 
 @dataclass(eq=False)

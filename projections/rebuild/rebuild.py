@@ -7,11 +7,11 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
-import structlog
 from msgspec import Struct
 
 from coupon_clock.infrastructure.event_store.migrations import taken_names_refused
 from coupon_clock.infrastructure.event_store.store import EventStore
+from coupon_clock.infrastructure.logs import Log
 from coupon_clock.infrastructure.postgres.errors import translate_errors
 from coupon_clock.infrastructure.progress import Progress, no_progress
 from coupon_clock.projections.engine.projection import Projection
@@ -44,7 +44,7 @@ __all__ = [
     "rebuild",
 ]
 
-log = structlog.get_logger()
+log = Log(__name__)
 
 
 class Rebuilt(Struct, frozen=True):
@@ -89,5 +89,5 @@ def rebuild(
         try:
             clear_away(run, options.keep_old)  # 6. the old rows
         except OldTableInUse as error:
-            log.warning("live, but the old table stays", action="rebuild", why=str(error))
+            log.warning("live, but the old table stays", action="rebuild", why=error)
     return Rebuilt(projection.name, position, events, monotonic() - started)

@@ -32,7 +32,8 @@ def nothing_after(step: Step) -> None:
 
 class RebuildOptions(Struct, frozen=True, kw_only=True):
     """`resume`: go on with what an interrupted one left, if it left anything. `events_per_s`: at most so many.
-    `jobs`: processes, by default one a core where the log is long enough. `keep_old`: the old table stays, as
+    `jobs`: processes, by default one a processor that this process may use, and for two of
+    DATABASE_CONNECTIONS, where the log is long enough. `keep_old`: the old table stays, as
     NAME_old. `events_a_chunk`: about so many are folded in one transaction. `swap_patience_s`: seconds to wait for
     those who hold the live table. `takeover_s`: another rebuild that shows no sign of life for so long is taken for
     dead."""

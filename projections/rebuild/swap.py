@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import structlog
 from psycopg.errors import DependentObjectsStillExist
 
 from coupon_clock.domain.errors import CouponClockError
@@ -34,8 +33,6 @@ SELECT format('ALTER TABLE {schema}.%%I OWNER TO %%s', %s::text, relowner::regro
 INDEXES = """
 SELECT relname FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid WHERE indrelid = '{schema}.{old}'::regclass
 """
-
-log = structlog.get_logger()
 
 
 def refuse_foreign(run: Run) -> None:

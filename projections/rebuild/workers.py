@@ -1,7 +1,7 @@
 """Further processes that take part in a replay: Python folds on one core a process.
 
 A worker gets its job in one line on its standard input, and stops when that is closed, also when the process at the
-other end died. One that fails only leaves its chunks to the others.
+other end died. One that fails says why on its standard output, and only leaves its chunks to the others.
 """
 
 import gc
@@ -15,23 +15,25 @@ from select import select
 from time import sleep
 
 import msgspec
-import structlog
 from msgspec import Struct
 
 from coupon_clock.domain.errors import CouponClockError
 from coupon_clock.domain.events import StoredEvent
 from coupon_clock.infrastructure.event_store.migrations import open_database
 from coupon_clock.infrastructure.event_store.store import EventStore
+from coupon_clock.infrastructure.logs import Log
 from coupon_clock.infrastructure.postgres.server_clock import ServerClock
+from coupon_clock.infrastructure.processors import usable_processors
 from coupon_clock.infrastructure.settings import Settings
 from coupon_clock.projections.rebuild.replay import free, replay_chunks, replayed
 from coupon_clock.projections.rebuild.run import Pace, Run
 from coupon_clock.projections.registry import projection_named
 
 WORTH_A_PROCESS = 200_000
+CONNECTIONS_A_PROCESS = 2
 LONGEST_STOP_S = 30
 
-log = structlog.get_logger()
+log = Log(__name__)
 
 
 class Job(Struct, frozen=True):
@@ -51,7 +53,7 @@ class Workers:
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         command = [sys.executable, "-m", __name__]
         self._processes = [
-            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment)
+            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
             for _ in range(number)
         ]
 
@@ -70,8 +72,12 @@ class Workers:
     def wait(self) -> None:
         """Until each has nothing left to take."""
         for process in self._processes:
+            assert process.stdout is not None
+            why = process.stdout.read()
             if process.wait() != 0:
-                log.warning("worker failed", action="rebuild", exit_code=process.returncode)
+                log.warning(
+                    "worker failed", action="rebuild", exit_code=process.returncode, why=why.decode(errors="replace")
+                )
 
     def stop(self) -> None:
         """Each finishes the chunk in hand."""
@@ -85,6 +91,8 @@ class Workers:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+            assert process.stdout is not None
+            process.stdout.close()
 
 
 @contextmanager
@@ -96,12 +104,17 @@ def workers_for(run: Run) -> Iterator[Workers]:
     elif run.options.jobs is not None:
         number = run.options.jobs - 1
     else:
-        number = (os.cpu_count() or 1) - 1 if run.store.end() >= WORTH_A_PROCESS else 0
+        number = fitting_processes(run.store.database.settings) - 1 if run.store.end() >= WORTH_A_PROCESS else 0
     workers = Workers(number)
     try:
         yield workers
     finally:
         workers.stop()
+
+
+def fitting_processes(settings: Settings) -> int:
+    """One a processor, and no more than have their connections."""
+    return min(usable_processors(), settings.database_connections // CONNECTIONS_A_PROCESS)
 
 
 def replay_together(run: Run, workers: Workers) -> None:
@@ -136,8 +149,9 @@ def main() -> int:
     gc.freeze()
     try:
         work(msgspec.json.decode(line, type=Job))
-    except CouponClockError as error:
-        log.warning("worker failed", action="rebuild", why=str(error))
+    except Exception as error:
+        why = str(error) if isinstance(error, CouponClockError) else type(error).__name__
+        sys.stdout.buffer.write(why.encode(errors="replace"))
         return 1
     return 0
 
@@ -148,7 +162,9 @@ def is_to_stop(within: float = 0.0) -> bool:
 
 
 def work(job: Job) -> None:
-    settings = Settings.load(database_url=job.database_url, database_schema=job.database_schema, database_connections=2)
+    settings = Settings.load(
+        database_url=job.database_url, database_schema=job.database_schema, database_connections=CONNECTIONS_A_PROCESS
+    )
     with open_database(settings) as database, database.connection() as connection:
         store: EventStore[StoredEvent] = EventStore(database, ServerClock(), StoredEvent)
         pace = Pace(job.events_per_s, is_to_stop)

@@ -11,8 +11,7 @@ from math import ceil, floor
 from threading import Event, Lock
 from typing import Self
 
-import structlog
-
+from coupon_clock.infrastructure.logs import Log
 from coupon_clock.infrastructure.messaging.broker import BrokerUnavailable, Delivery, PartlyStored
 from coupon_clock.infrastructure.messaging.messages import ExpiryDue, to_wire
 from coupon_clock.infrastructure.messaging.rocketmq.access import Access
@@ -24,7 +23,7 @@ from coupon_clock.infrastructure.messaging.rocketmq.requests import Outgoing
 from coupon_clock.infrastructure.messaging.rocketmq.supervisor import Supervisor
 from coupon_clock.infrastructure.settings import Settings
 
-log = structlog.get_logger()
+log = Log(__name__)
 
 LEAST_RECEIVERS = 4
 """A receive waits at one broker, so there must be as many as brokers, or one is left unasked. How many brokers there
@@ -48,6 +47,7 @@ class RocketMQBroker:
         self._selector = BrokerSelector()
         self._window = Lock()
         self._closed = Event()
+        self._stopped_receiving = Event()
         self._sending = Supervisor("sending", partial(Connection.for_sending, access))
         self._receiving = Supervisor("receiving", partial(Connection.for_receiving, access))
 
@@ -77,17 +77,29 @@ class RocketMQBroker:
         """At most 32, invisible for at least 10 s, after a wait of at least 5 s: the proxy's own bounds."""
         invisible_s = ceil(max(invisible, SHORTEST_INVISIBLE).total_seconds())
         wait_s = ceil(max(wait, SHORTEST_WAIT).total_seconds())
+        if self._stopped_receiving.is_set():
+            return []
         try:
             with self._receiving.connection() as connection:
                 return self._receive(connection, min(limit, MOST_PER_RECEIVE), invisible_s, wait_s)
         except BrokerUnavailable:
-            if self._closed.is_set():
+            if self._closed.is_set() or self._stopped_receiving.is_set():
                 return []
             raise
 
     def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
         if deliveries and (failures := self._receiving.current().acknowledge(deliveries)):
             raise failures[0]
+
+    def give_back(self, deliveries: Sequence[Delivery]) -> None:
+        """They come again within some seconds."""
+        if deliveries and (failures := self._receiving.current().give_back(deliveries)):
+            raise failures[0]
+
+    def stop_receiving(self) -> None:
+        self._stopped_receiving.set()
+        if connection := self._receiving.built():
+            connection.stop_receiving()
 
     def close(self) -> None:
         """What was received and not acknowledged is visible again after its invisible time."""
@@ -118,7 +130,7 @@ class RocketMQBroker:
         with self._window:
             self.arming_window = min(self.arming_window, max(ahead / 2, SHORTEST_WINDOW))
         error = DelayAboveCap(_whole_seconds(ahead), _whole_seconds(self.arming_window))
-        log.warning(str(error), action="shrink_arming_window")
+        log.warning("arming window shrunk", action="shrink_arming_window", why=error)
         raise error
 
 

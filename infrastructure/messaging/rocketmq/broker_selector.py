@@ -6,13 +6,12 @@ from contextlib import contextmanager
 from threading import Lock
 from time import monotonic
 
-import structlog
-
 from coupon_clock.infrastructure.backoff import Backoff
+from coupon_clock.infrastructure.logs import Log
 from coupon_clock.infrastructure.messaging.broker import BrokerUnavailable
 from coupon_clock.infrastructure.messaging.rocketmq.requests import BrokerRoute
 
-log = structlog.get_logger()
+log = Log(__name__)
 
 
 class _Usage:
@@ -67,5 +66,5 @@ class BrokerSelector:
         with self._lock:
             usage = self._usages[route.broker]
             if not usage.is_reported:
-                log.warning("one RocketMQ broker fails", action="one_lost", broker=route.broker, reason=str(reason))
+                log.warning("one RocketMQ broker fails", action="one_lost", broker=route.broker, reason=reason)
             usage.is_reported = True

@@ -39,6 +39,8 @@ PAUSES = (0.1, 0.2, 0.4, 0.8)
 MOST_PER_RECEIVE = 32
 """The proxy never gives more."""
 MOST_PER_ACKNOWLEDGEMENT = 128
+GIVEN_BACK_S = 1
+"""Seconds until a message that was given back is delivered again: the least that can be said."""
 SETTLING = 2.0
 """Seconds for a new client's settings to come back: a receive before that is refused with 50001."""
 _OK = frozenset({20_000, 30_000, 40_401})
@@ -56,6 +58,8 @@ class Connection:
         self._requests = Requests(access)
         self._loop: asyncio.AbstractEventLoop = client.rpc_client.get_channel_io_loop()
         self._calls: set[Future[Any]] = set()
+        self._receives: set[Any] = set()
+        self._stopped_receiving = False
         self._turns = count()
 
     @classmethod
@@ -118,6 +122,15 @@ class Connection:
         """Up to `limit`, not delivered again for `invisible` seconds, waiting up to `wait` seconds for the first."""
         messages = self._run(self._receive(route, limit, invisible, wait), wait + TIMEOUT)
         return [delivery_of(message, route) for message in messages]
+
+    def stop_receiving(self) -> None:
+        """Receives under way return what they have; the proxy gives others what it cannot hand out any more."""
+        self._loop.call_soon_threadsafe(self._cancel_receives)
+
+    def give_back(self, deliveries: Sequence[Delivery]) -> list[BrokerUnavailable]:
+        """Returns the failures. They come again as soon as the broker can have them do so."""
+        waves = -(-len(deliveries) // IN_FLIGHT)
+        return self._run(self._give_back_all(deliveries), waves * TIMEOUT)
 
     def acknowledge(self, deliveries: Sequence[Delivery]) -> list[BrokerUnavailable]:
         """Returns the failures. A receipt used before, or invalid after a redelivery, is none."""
@@ -186,12 +199,47 @@ class Connection:
     async def _receive(self, route: BrokerRoute, limit: int, invisible: int, wait: int) -> list[Any]:
         request = self._requests.receive(route, limit, invisible, wait)
         metadata = self._client.sign()
+        if self._stopped_receiving:
+            return []
         call = self._stub(route.endpoints).ReceiveMessage(request, metadata=metadata, timeout=wait + TIMEOUT)
-        answers = [answer async for answer in call]
+        self._receives.add(call)
+        answers = []
+        try:
+            async for answer in call:
+                answers.append(answer)
+        except asyncio.CancelledError:
+            if not self._stopped_receiving:
+                raise
+        finally:
+            self._receives.discard(call)
         for answer in answers:
             if answer.HasField("status"):
                 self._check(answer.status)
         return [answer.message for answer in answers if answer.HasField("message")]
+
+    def _cancel_receives(self) -> None:
+        self._stopped_receiving = True
+        for call in self._receives:
+            call.cancel()
+
+    async def _give_back_all(self, deliveries: Sequence[Delivery]) -> list[BrokerUnavailable]:
+        gate = asyncio.Semaphore(IN_FLIGHT)
+        metadata = self._client.sign()
+
+        async def give_back(delivery: Delivery) -> BrokerUnavailable | None:
+            async with gate:
+                return await self._give_back(delivery, metadata)
+
+        return [failure for failure in await asyncio.gather(*map(give_back, deliveries)) if failure]
+
+    async def _give_back(self, delivery: Delivery, metadata: Any) -> BrokerUnavailable | None:
+        stub = self._stub(receipt_of(delivery).endpoints)
+        request = self._requests.give_back(delivery, GIVEN_BACK_S)
+        try:
+            answer = await stub.ChangeInvisibleDuration(request, metadata=metadata, timeout=TIMEOUT)
+        except Exception as error:
+            return self._translated(error)
+        return None if answer.status.code == _INVALID_RECEIPT else self._refusal(answer.status)
 
     async def _acknowledge_all(self, deliveries: Sequence[Delivery]) -> list[BrokerUnavailable]:
         metadata = self._client.sign()

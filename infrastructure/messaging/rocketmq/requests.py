@@ -70,6 +70,12 @@ class Requests:
         request.long_polling_timeout.seconds = wait
         return request
 
+    def give_back(self, delivery: Delivery, seconds: int) -> Any:
+        request = self._protocol.ChangeInvisibleDurationRequest(group=self._group, topic=self._topic)
+        request.message_id, request.receipt_handle = delivery.message_id, receipt_of(delivery).handle
+        request.invisible_duration.seconds = seconds
+        return request
+
     def acknowledge(self, deliveries: Iterable[Delivery]) -> Any:
         request = self._protocol.AckMessageRequest(group=self._group, topic=self._topic)
         for delivery in deliveries:

@@ -9,13 +9,12 @@ from contextlib import contextmanager
 from threading import Event, Lock, Thread
 from time import monotonic
 
-import structlog
-
 from coupon_clock.infrastructure.backoff import Backoff
+from coupon_clock.infrastructure.logs import Log
 from coupon_clock.infrastructure.messaging.broker import BrokerUnavailable, Unreachable
 from coupon_clock.infrastructure.messaging.rocketmq.connection import Connection
 
-log = structlog.get_logger()
+log = Log(__name__)
 
 _CLOSING = 5.0
 """Seconds that close waits for connections to end."""
@@ -69,6 +68,10 @@ class Supervisor:
                 self._current = connection
             return self._current
 
+    def built(self) -> Connection | None:
+        """The current one, if there is one. Never waits."""
+        return self._current
+
     def renew(self, connection: Connection) -> None:
         """The next caller gets another, at once: others work over this one, which still serves their calls."""
         with self._lock:
@@ -88,7 +91,7 @@ class Supervisor:
 
     def _lose(self, connection: Connection, reason: BrokerUnavailable) -> None:
         if type(reason) is not self._reported and not self._closed.is_set():
-            log.warning("RocketMQ cannot be used", action="broker_lost", purpose=self._purpose, reason=str(reason))
+            log.warning("RocketMQ cannot be used", action="broker_lost", purpose=self._purpose, reason=reason)
         self._reported = type(reason)
         self._backoff.failed()
         self._close_in_background(connection)
@@ -102,7 +105,7 @@ class Supervisor:
             try:
                 connection.close()
             except Exception as error:
-                log.info("a RocketMQ client closed badly", action="broker_closing", reason=str(error))
+                log.info("a RocketMQ client closed badly", action="broker_closing", reason=error)
 
         thread = Thread(target=close, name="rocketmq-closing", daemon=True)
         thread.start()

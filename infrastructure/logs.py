@@ -1,0 +1,186 @@
+"""Log lines, `what happened key=value …`, through the standard library's logger `coupon_clock` and its children.
+
+Where they go is the host application's to say; by default nowhere. A line never raises, never stops the work that it
+tells about, and holds no local variable: these may be secrets. What came from outside cannot make it look like two.
+"""
+
+import atexit
+import io
+import logging
+import re
+import sys
+import time
+from dataclasses import dataclass
+from logging.handlers import QueueHandler, QueueListener
+from queue import Queue
+from threading import Lock
+from time import monotonic
+from traceback import TracebackException, extract_tb
+from typing import TextIO
+
+ROOT = "coupon_clock"
+PLAIN = re.compile(r"[^\s'\"=]+")
+LONGEST_VALUE = 500
+LONGEST_TRACEBACK = 10_000
+SUMMARY_EVERY_S = 60.0
+MOST_KINDS = 100
+LINES_WAITING = 1_000
+LONGEST_FLUSH_S = 1.0
+
+logging.getLogger(ROOT).addHandler(logging.NullHandler())
+
+
+class Log:
+    """`module`: its `__name__`."""
+
+    def __init__(self, module: str) -> None:
+        self._logger = logging.getLogger(module)
+
+    def info(self, what: str, /, **values: object) -> None:
+        self._write(logging.INFO, what, values)
+
+    def warning(self, what: str, /, **values: object) -> None:
+        self._write(logging.WARNING, what, values)
+
+    def error(self, what: str, /, trace: BaseException | None = None, **values: object) -> None:
+        """`trace`: whose traceback follows, indented."""
+        self._write(logging.ERROR, what, values, trace)
+
+    def _write(self, level: int, what: str, values: dict[str, object], trace: BaseException | None = None) -> None:
+        try:
+            if self._logger.isEnabledFor(level):
+                self._logger.log(level, line(what, values, trace), stacklevel=3)
+        except Exception:  # of a handler or a filter of the host, or of what was to be shown
+            return
+
+
+class Failures:
+    """Tells about each kind of failure in full once, and from then on how often it came, at most once a minute.
+
+    A kind is a type of error, and the place that raised it. Safe to use from several threads.
+    """
+
+    def __init__(self, log: Log, every_s: float = SUMMARY_EVERY_S) -> None:
+        self._log = log
+        self._every_s = every_s
+        self._lock = Lock()
+        self._kinds: dict[object, _Kind] = {}
+        self._is_told = False
+
+    def report(self, what: str, error: BaseException, expected: bool, **values: object) -> None:
+        """`expected`: its message says all there is to say."""
+        with self._lock:
+            is_new, times = self._counted((type(error).__qualname__, None if expected else _place(error)))
+        if is_new and not expected:
+            self._log.error(what, trace=error, **values)
+        elif times:
+            self._log.warning(what, **values, why=error, **({"times": times} if times > 1 else {}))
+
+    def over(self, what: str, **values: object) -> None:
+        """Tells so, if a failure was told about since the last time."""
+        with self._lock:
+            is_told, self._is_told = self._is_told, False
+        if is_told:
+            self._log.info(what, **values)
+
+    def _counted(self, key: object) -> "tuple[bool, int]":
+        """Returns whether it is the first of its kind, and how many are to be told about now."""
+        now = monotonic()
+        kind = self._kinds.get(key)
+        if is_new := kind is None:
+            if len(self._kinds) >= MOST_KINDS:
+                self._kinds.clear()
+            kind = self._kinds[key] = _Kind(now - self._every_s)
+        kind.times += 1
+        if now - kind.told_at < self._every_s:
+            return False, 0
+        times, kind.times, kind.told_at, self._is_told = kind.times, 0, now, True
+        return is_new, times
+
+
+@dataclass
+class _Kind:
+    told_at: float
+    times: int = 0
+
+
+def line(what: str, values: dict[str, object], trace: BaseException | None = None) -> str:
+    parts = [_escaped(what), *(f"{key}={_shown(value)}" for key, value in values.items())]
+    return " ".join(parts) + (_indented(trace) if trace else "")
+
+
+def _shown(value: object) -> str:
+    text = _text(value)
+    if len(text) > LONGEST_VALUE:
+        text = f"{text[:LONGEST_VALUE]}…"
+    return text if text.isprintable() and PLAIN.fullmatch(text) else repr(text)
+
+
+def _text(value: object) -> str:
+    try:
+        return str(value)
+    except Exception:
+        return f"<{type(value).__name__} that cannot be shown>"
+
+
+def _escaped(text: str) -> str:
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def _indented(error: BaseException) -> str:
+    """Each line apart: a message of several lines looks like no other line of the log."""
+    lines = "".join(TracebackException.from_exception(error, compact=True).format()).split("\n")
+    text = "".join(f"\n    {_escaped(each)}" for each in lines if each)
+    if len(text) <= LONGEST_TRACEBACK:
+        return text
+    half = LONGEST_TRACEBACK // 2
+    return f"{text[:half]}…\n    …{text[-half:]}"
+
+
+def _place(error: BaseException) -> tuple[str, int | None] | None:
+    frames = extract_tb(error.__traceback__, limit=-1)
+    return (frames[0].filename, frames[0].lineno) if frames else None
+
+
+# ── our own processes ────────────────────────────────────────────────────────────────────────────
+
+
+def log_to_stderr() -> None:
+    """For our own command line only: a host application keeps its own logging."""
+    if sys.stderr is not None:
+        log_to(_unbuffered(sys.stderr))
+
+
+def log_to(stream: TextIO) -> None:
+    """All lines from now on, written by a thread of their own: whoever reads them slowly, or no longer, delays nothing.
+    What does not fit in meanwhile is lost."""
+    logging.raiseExceptions = False
+    writer = logging.StreamHandler(stream)
+    writer.setFormatter(_formatter())
+    waiting: Queue[logging.LogRecord] = Queue(LINES_WAITING)
+    QueueListener(waiting, writer).start()
+    atexit.register(_wait_until_written, waiting)
+    logger = logging.getLogger(ROOT)
+    logger.handlers = [QueueHandler(waiting)]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+def _unbuffered(stream: TextIO) -> TextIO:
+    """At its exit the interpreter flushes its own, and must not meet a lock that a thread holds which still writes."""
+    try:
+        raw = io.FileIO(stream.fileno(), "wb", closefd=False)
+    except (OSError, ValueError):
+        return stream
+    return io.TextIOWrapper(raw, encoding=stream.encoding, errors="backslashreplace", write_through=True)
+
+
+def _formatter() -> logging.Formatter:
+    formatter = logging.Formatter("%(asctime)s.%(msecs)03dZ %(levelname)-7s %(message)s", "%Y-%m-%dT%H:%M:%S")
+    formatter.converter = time.gmtime
+    return formatter
+
+
+def _wait_until_written(waiting: "Queue[logging.LogRecord]") -> None:
+    with waiting.all_tasks_done:
+        waiting.all_tasks_done.wait_for(lambda: not waiting.unfinished_tasks, LONGEST_FLUSH_S)
