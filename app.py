@@ -350,7 +350,7 @@ class Application:
     def running(
         self, roles: Sequence[Role] = ROLES, broker: Broker | None = None, died: Died = interrupt_main_thread
     ) -> Iterator[None]:
-        """These loops in threads, until the block ends. What is in hand is finished first, in 16 s at most; what is
+        """These loops in threads, until the block ends. What is in hand is finished first, in 14 s at most; what is
         due within 5 s is ended, and what is due later is given back to the broker.
 
         `broker`: by default the one of the settings; closed at the end. `died(error)`: called, in the thread that ends,

@@ -82,7 +82,7 @@ RELAY_POLL_S = 0.2
 FOLLOW_POLL_S = 0.05
 LONGEST_YIELD_S = 0.5
 REARM_BATCH = 5_000
-LONGEST_STOP_S = 16.0
+LONGEST_STOP_S = 14.0
 CLOSE_S = 4.0
 """Of that, for the broker to be closed, and for what that interrupts to end."""
 RECEIVED_S = 0.3

@@ -10,10 +10,11 @@ import logging
 import re
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
-from logging.handlers import QueueHandler, QueueListener
+from logging.handlers import QueueHandler
 from queue import Queue
-from threading import Lock
+from threading import Lock, Thread
 from time import monotonic
 from traceback import TracebackException, extract_tb
 from typing import TextIO
@@ -152,18 +153,28 @@ def log_to_stderr() -> None:
 
 
 def log_to(stream: TextIO) -> None:
-    """All lines from now on, written by a thread of their own: whoever reads them slowly, or no longer, delays nothing.
-    What does not fit in meanwhile is lost."""
+    """All lines of this process from now on, written by a thread of their own: whoever reads them slowly, or no longer,
+    delays nothing. What does not fit in meanwhile is lost."""
     logging.raiseExceptions = False
-    writer = logging.StreamHandler(stream)
-    writer.setFormatter(_formatter())
     waiting: Queue[logging.LogRecord] = Queue(LINES_WAITING)
-    QueueListener(waiting, writer).start()
+    Thread(target=_write, args=(waiting, stream), name="coupon-clock-log", daemon=True).start()
     atexit.register(_wait_until_written, waiting)
-    logger = logging.getLogger(ROOT)
-    logger.handlers = [QueueHandler(waiting)]
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
+    logging.getLogger().handlers = [QueueHandler(waiting)]
+    logging.getLogger(ROOT).setLevel(logging.INFO)
+    logging.getLogger("concurrent.futures").setLevel(
+        logging.CRITICAL
+    )  # tracebacks of RocketMQ's client: see library.py
+
+
+def _write(waiting: "Queue[logging.LogRecord]", stream: TextIO) -> None:
+    """No handler of the standard library: for the lock of one that hangs, its exit would wait."""
+    formatter = _formatter()
+    while True:
+        record = waiting.get()
+        with suppress(OSError, ValueError):
+            stream.write(f"{formatter.format(record)}\n")
+            stream.flush()
+        waiting.task_done()
 
 
 def _unbuffered(stream: TextIO) -> TextIO:

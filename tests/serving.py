@@ -14,6 +14,7 @@ import psutil
 
 from coupon_clock.app import Application, Settings
 from coupon_clock.infrastructure.logs import log_to_stderr
+from coupon_clock.infrastructure.telemetry import FAILURES
 from examples import ending_in
 
 MEGABYTE = 1 << 20
@@ -55,6 +56,12 @@ class Serving:
         stdin, stdout = pipes(self._process)
         print(seconds, file=stdin, flush=True)
         return UUID(stdout.readline().strip())
+
+    def failed_ticks(self) -> int:
+        """Of all loops so far."""
+        stdin, stdout = pipes(self._process)
+        print("failed", file=stdin, flush=True)
+        return int(float(stdout.readline()))
 
     def says(self, words: str) -> int:
         """How often."""
@@ -99,13 +106,22 @@ def pipes(process: "subprocess.Popen[str]") -> tuple[IO[str], IO[str]]:
 
 
 def serve() -> None:
-    """Reads seconds, one number a line, and answers each with the id of a new template that ends in so many."""
+    """Reads seconds, one number a line, and answers each with the id of a new template that ends in so many; "failed"
+    with how many ticks did."""
     log_to_stderr()
     with Application.open() as app, app.running():
         for seconds in sys.stdin:
+            if seconds.strip() == "failed":
+                print(failed_ticks(), flush=True)
+                continue
             template = ending_in(float(seconds))
             app.execute(template)
             print(template.template_id, flush=True)
+
+
+def failed_ticks() -> float:
+    samples = (sample for metric in FAILURES.collect() for sample in metric.samples)
+    return sum(sample.value for sample in samples if sample.name.endswith("_total"))
 
 
 if __name__ == "__main__":

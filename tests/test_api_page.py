@@ -43,4 +43,4 @@ def test_errors_of_an_import_and_those_with_a_name_that_others_have_too_are_list
 def test_a_context_manager_is_shown_with_what_it_gives():
     assert "\nwith throw_away_database(server_url: str) -> str\n" in PAGE
     assert re.search(r"^with open_test_application\(.* -> TestApplication$", PAGE, re.MULTILINE)
-    assert len(re.findall(r"^with running\(.* -> (None|Parts)$", PAGE, re.MULTILINE)) == 2
+    assert len(re.findall(r"^with running\([^)]*\) -> (None|Parts)$", PAGE, re.MULTILINE)) == 2

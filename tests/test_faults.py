@@ -24,7 +24,7 @@ from coupon_clock.local_servers.rocketmq_server import LocalRocketMQ
 from coupon_clock.testing import throw_away_database
 from deadlines import eventually
 from examples import SHOP, ending_in, increase
-from serving import Footprint, Serving, serving
+from serving import Footprint, serving
 
 pytestmark = pytest.mark.xdist_group("servers of their own")
 
@@ -97,10 +97,6 @@ def cause_of_end(app: Application, template_id: UUID) -> Cause | None:
     return last.cause if isinstance(last.event, Ended) else None
 
 
-def failed_calls(process: Serving) -> int:
-    return process.says("action=back_off")
-
-
 def then_the_promise_holds(app: Application) -> None:
     assert app.maintenance.verify_promise().violations == []
 
@@ -164,12 +160,12 @@ def test_a_process_whose_broker_is_away_at_its_start_serves_and_grows_in_nothing
         database_url=database_url, rocketmq_endpoints=endpoints, rocketmq_topic=TOPIC, rocketmq_group=GROUP, lead=2
     )
     with Application.open(settings) as app, serving(settings, tmp_path / "log") as process:
-        eventually(lambda: failed_calls(process) >= SETTLED)
+        eventually(lambda: process.failed_ticks() >= SETTLED)
         assert process.says("RocketMQ cannot be used")
         before = process.footprint()
 
         over_at = monotonic() + 60 * request.config.getoption("--long-outage")
-        while monotonic() < over_at or failed_calls(process) < ENOUGH:
+        while monotonic() < over_at or process.failed_ticks() < ENOUGH:
             template_id = process.create_template(0.5)
             eventually(lambda template_id=template_id: cause_of_end(app, template_id) == "reconciler")
             assert app.maintenance.verify_promise().overdue == []
@@ -177,7 +173,7 @@ def test_a_process_whose_broker_is_away_at_its_start_serves_and_grows_in_nothing
         print(
             before,
             after,
-            f"{failed_calls(process)} failed calls",
+            f"{process.failed_ticks()} failed calls",
             app.maintenance.verify_promise().lateness["reconciler"].worst,
             sep="\n",
         )

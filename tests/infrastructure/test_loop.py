@@ -1,11 +1,12 @@
 """A loop goes on whatever its work raises, and stops when asked to."""
 
 from threading import Event, Thread
+from time import monotonic
 
 import pytest
 
 from coupon_clock.domain.errors import CouponClockError, InvalidArgument
-from coupon_clock.infrastructure.loop import Counts, Loop
+from coupon_clock.infrastructure.loop import Counts, Loop, LoopDied, join, start
 from coupon_clock.infrastructure.notifier import Notifier
 from deadlines import eventually
 
@@ -46,6 +47,40 @@ def test_an_error_that_no_repetition_can_mend_ends_it():
 
     with pytest.raises(InvalidArgument):
         Loop("test", run_once, 60, Event().wait, final=(InvalidArgument,)).run_forever(Event())
+
+
+@pytest.mark.parametrize("end", [SystemExit, KeyboardInterrupt, GeneratorExit])
+def test_a_loop_that_ends_by_itself_is_logged_and_told_and_the_others_go_on(end, caplog):
+    stop, deaths, ticks = Event(), list[LoopDied](), []
+
+    def die() -> Counts:
+        token = "secret" + str(len(ticks))
+        raise end(token[:0])
+
+    def live() -> Counts:
+        ticks.append(1)
+        return Counts()
+
+    threads = start([Loop("dying", die, 0, stop.wait), Loop("living", live, 0.001, stop.wait)], stop, deaths.append)
+    join(threads[:1], monotonic() + 20)
+    seen = len(ticks)
+    eventually(lambda: len(ticks) > seen)
+    stop.set()
+    join(threads, monotonic() + 20)
+
+    assert [(death.role, death.why) for death in deaths] == [("dying", end.__name__)]
+    assert caplog.messages[0].startswith("died action=die role=dying\n    Traceback")
+    assert "secret" not in caplog.text
+
+
+def test_a_failure_of_the_loop_itself_is_told_too(caplog):
+    stop, deaths = Event(), list[LoopDied]()
+
+    def wait(seconds: float) -> None:
+        raise MemoryError
+
+    join(start([Loop("dying", Counts, 0, wait)], stop, deaths.append), monotonic() + 20)
+    assert [death.why for death in deaths] == ["MemoryError"]
 
 
 def test_a_ring_wakes_every_listener_once_also_one_that_was_busy():

@@ -137,20 +137,32 @@ def test_a_callers_limit_takes_it_out_of_the_queue_and_once_sent_its_outcome_is_
         live.history(SHOP, never_sent.template_id)
 
 
-def test_the_death_of_the_serving_thread_leaves_nobody_waiting_and_another_takes_over(live):
+@pytest.mark.parametrize("death", [MemoryError(), SystemExit()], ids=repr)
+def test_the_death_of_the_serving_thread_leaves_nobody_waiting_and_another_takes_over(live, death, caplog):
     class Dying(CommandHandler):
         dies = True
 
         def attempt(self, commands, *arguments, **options):
             if self.dies:
                 self.dies = False
-                raise MemoryError
+                raise death
             return super().attempt(commands, *arguments, **options)
 
     queue = SharedQueue(Dying(live.store, COUPON_TEMPLATES, notify=lambda _: None), direct=0)
     with pytest.raises(OutcomeUnknown):
         queue.handle(template := ending_in(3600))
     assert queue.handle(template).version == 1
+    queue.close()
+    assert "serving thread died" in caplog.text
+
+
+def test_a_serving_thread_that_dies_between_two_batches_is_replaced(live, gate, monkeypatch):
+    queue = SharedQueue(gate, direct=0)
+    with monkeypatch.context() as broken:
+        broken.setattr(queue, "_note_length", lambda outcome: 1 / 0)
+        assert queue.handle(ending_in(3600)).version == 1
+        eventually(lambda: queue._server is None, within=20)
+    assert queue.handle(ending_in(3600)).version == 1
     queue.close()
 
 

@@ -73,7 +73,12 @@ def test_the_right_credentials_publish_receive_and_acknowledge(guarded: LocalRoc
     ],
 )
 def test_other_credentials_are_refused_with_how_to_fix_it_and_without_the_secret(
-    guarded: LocalRocketMQ, capfd: pytest.CaptureFixture[str], topic: str, access_key: str, secret_key: str
+    guarded: LocalRocketMQ,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    topic: str,
+    access_key: str,
+    secret_key: str,
 ) -> None:
     with opened(signed(guarded, topic, access_key, secret_key)) as broker:
         refused = refusals(broker)
@@ -81,7 +86,7 @@ def test_other_credentials_are_refused_with_how_to_fix_it_and_without_the_secret
         assert isinstance(refusal, CredentialsRefused)
         assert "COUPON_CLOCK_ROCKETMQ_ACCESS_KEY" in str(refusal)
         assert f"Topic:{topic},Group:{GROUP}" in str(refusal)
-    written = "".join([*capfd.readouterr(), *map(str, refused), *map(repr, refused)])
+    written = "".join([*capfd.readouterr(), caplog.text, *map(str, refused), *map(repr, refused)])
     assert "broker_lost" in written
     assert SECRET not in written
 
