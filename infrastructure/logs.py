@@ -131,11 +131,11 @@ def _escaped(text: str) -> str:
 def _indented(error: BaseException) -> str:
     """Each line apart: a message of several lines looks like no other line of the log."""
     lines = "".join(TracebackException.from_exception(error, compact=True).format()).split("\n")
-    text = "".join(f"\n    {_escaped(each)}" for each in lines if each)
+    text = "".join(f"\n  {_escaped(each)}" for each in lines if each)
     if len(text) <= LONGEST_TRACEBACK:
         return text
     half = LONGEST_TRACEBACK // 2
-    return f"{text[:half]}…\n    …{text[-half:]}"
+    return f"{text[:half]}…\n  …{text[-half:]}"
 
 
 def _place(error: BaseException) -> tuple[str, int | None] | None:
@@ -172,7 +172,8 @@ def _write(waiting: "Queue[logging.LogRecord]", stream: TextIO) -> None:
     while True:
         record = waiting.get()
         with suppress(OSError, ValueError):
-            stream.write(f"{formatter.format(record)}\n")
+            first, *others = formatter.format(record).split("\n")  # also of other libraries
+            stream.write("\n    ".join(map(_escaped, (first, *others))) + "\n")
             stream.flush()
         waiting.task_done()
 

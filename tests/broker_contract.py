@@ -65,6 +65,22 @@ class BrokerContract:
         broker.acknowledge(early)
         broker.acknowledge(late)
 
+    def test_what_is_given_back_comes_again_soon(self, broker: Broker) -> None:
+        messages = [due_now() for _ in range(20)]
+        broker.publish(messages, NO_LEAD)
+        first = received(broker, messages, LONG, acknowledging=lambda d: False)
+        began = monotonic()
+        broker.give_back(first)
+        again = received(broker, messages, LONG)
+        assert monotonic() - began < LONG.total_seconds() / 2
+        assert Counter(bodies(again)) == Counter(map(to_wire, messages))
+
+    def test_giving_back_what_was_acknowledged_is_no_error(self, broker: Broker) -> None:
+        message = due_now()
+        broker.publish([message], NO_LEAD)
+        broker.give_back([])
+        broker.give_back(received(broker, [message]))
+
     def test_no_more_than_the_limit_is_received(self, broker: Broker) -> None:
         messages = [due_now() for _ in range(20)]
         broker.publish(messages, NO_LEAD)
@@ -89,6 +105,25 @@ class BrokerContract:
         broker.close()
         receiver.join(LONG.total_seconds() / 2)
         assert not receiver.is_alive()
+
+    def test_stopping_to_receive_ends_a_receive_under_way_and_what_it_did_not_return_is_for_others(
+        self, broker: Broker
+    ) -> None:
+        under_way = Event()
+
+        def receive() -> None:
+            under_way.set()
+            broker.receive(1, LONG, LONG)
+
+        receiver = Thread(target=receive, daemon=True)
+        receiver.start()
+        under_way.wait()
+        while receiver.is_alive():
+            broker.stop_receiving()
+            receiver.join(0.1)
+        assert broker.receive(1, LONG, LONG) == []
+        broker.publish([due_now()], NO_LEAD)
+        broker.acknowledge([])
 
     def test_after_close_nothing_is_received(self, broker: Broker) -> None:
         broker.close()

@@ -11,6 +11,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from prometheus_client import REGISTRY
 
 from coupon_clock.app import Application, Settings
 from coupon_clock.domain.events import Ended, EndReason
@@ -174,6 +175,28 @@ def test_a_stopped_process_gives_back_what_its_broker_would_forget(live):
         eventually(lambda: armed(live, template))
     forgetting = not live.settings.rocketmq_endpoints
     assert armed(live, template) is not forgetting
+
+
+@pytest.mark.rocketmq
+@pytest.mark.parametrize("broker_settings", ["rocketmq"], indirect=True)
+def test_a_consumer_that_stops_leaves_no_end_to_the_reconciler(database_url, broker_settings):
+    """It ends what is due soon, and gives the rest back to the one that comes after it."""
+    settings = Settings.load(database_url=database_url, **broker_settings)
+    soon, later = [ending_in(6) for _ in range(20)], [ending_in(13) for _ in range(20)]
+    with Application.open(settings) as first, Application.open(settings) as other:
+        with other.running(["relay", "reconciler"]):
+            with first.running(["consumer"]):
+                other.execute_many([*soon, *later])
+                eventually(lambda: held() == 40)
+            assert all(ends(other, template) for template in soon)
+            with first.running(["consumer"]):
+                eventually(lambda: all(ends(other, template) for template in later))
+        causes = {other.history(SHOP, template.template_id)[-1].cause for template in [*soon, *later]}
+    assert causes == {"message"}
+
+
+def held() -> float:
+    return REGISTRY.get_sample_value("coupon_clock_held_messages") or 0.0
 
 
 # Without a projector, whose lease another process takes over only after 15 s.

@@ -93,8 +93,8 @@ def test_a_traceback_holds_no_local_variable_and_no_line_that_looks_like_another
     log.error("failed", trace=raised_by(lambda: fail("secret" + str(7))))
     first, *others = caplog.messages[0].split("\n")
     assert first == "failed"
-    assert others[0] == "    Traceback (most recent call last):"
-    assert all(each.startswith("    ") and each.isprintable() for each in others)
+    assert others[0] == "  Traceback (most recent call last):"
+    assert all(each.startswith("  ") and each.isprintable() for each in others)
     assert "secret7" not in caplog.text
     assert caplog.records[0].exc_info is None
     assert len(caplog.messages[0]) < LONGEST_TRACEBACK + 100
@@ -203,6 +203,13 @@ def test_our_own_command_line_writes_lines_in_utc_to_stderr():
     ran = program("log_to_stderr(); log.warning('not done', text='\\udc80 ä')")
     assert ran.stdout == "done\n"
     assert ran.stderr.endswith("Z WARNING not done text='\\udc80 ä'\n")
+
+
+def test_lines_of_other_libraries_look_like_one_line_each_too():
+    ran = program(r"log_to_stderr(); logging.getLogger('psycopg.pool').warning('lost\nERROR   forged\x1b[2J')")
+    lost, forged = ran.stderr.splitlines()
+    assert lost.endswith("Z WARNING lost")
+    assert forged == r"    ERROR   forged\x1b[2J"
 
 
 def test_text_that_stderr_cannot_encode_is_written_nevertheless():

@@ -69,7 +69,7 @@ def test_a_loop_that_ends_by_itself_is_logged_and_told_and_the_others_go_on(end,
     join(threads, monotonic() + 20)
 
     assert [(death.role, death.why) for death in deaths] == [("dying", end.__name__)]
-    assert caplog.messages[0].startswith("died action=die role=dying\n    Traceback")
+    assert caplog.messages[0].startswith("died action=die role=dying\n  Traceback")
     assert "secret" not in caplog.text
 
 

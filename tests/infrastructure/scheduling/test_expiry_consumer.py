@@ -1,5 +1,6 @@
 """What the consumer does with each kind of message, on a clock turned by hand."""
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from uuid import uuid4
 
@@ -17,6 +18,7 @@ from coupon_clock.infrastructure.scheduling.alarms import Alarms
 from coupon_clock.infrastructure.scheduling.due_result import Retry
 from coupon_clock.infrastructure.scheduling.expiry_consumer import ExpiryConsumer
 from coupon_clock.testing import TestApplication
+from deadlines import eventually
 from examples import EVENING, MICROSECOND, NOON, SHOP, a_template, change
 
 NOW = timedelta(0)
@@ -30,6 +32,7 @@ class Inbox(MemoryBroker):
         super().__init__()
         self.bodies: list[bytes] = []
         self.done: list[str] = []
+        self.back: list[bytes] = []
 
     def receive(self, limit: int, invisible: timedelta, wait: timedelta) -> list[Delivery]:
         bodies, self.bodies = self.bodies[:limit], self.bodies[limit:]
@@ -37,6 +40,9 @@ class Inbox(MemoryBroker):
 
     def acknowledge(self, deliveries) -> None:
         self.done += [delivery.message_id for delivery in deliveries]
+
+    def give_back(self, deliveries) -> None:
+        self.back += [delivery.body for delivery in deliveries]
 
 
 @pytest.fixture
@@ -257,3 +263,46 @@ def test_an_unreadable_message_that_cannot_be_set_aside_yet_spoils_no_other(app,
 
 
 MORNING_SOON = a_template().valid_from + timedelta(seconds=50)
+
+
+def test_at_a_stop_it_ends_what_is_due_soon_and_gives_the_rest_back_at_once(app, consumer, inbox):
+    soon, later = a_template(valid_until=NOON), a_template(valid_until=NOON + timedelta(seconds=6))
+    app.execute_many([soon, later])
+    turn(app, NOON - timedelta(seconds=4))
+    inbox.bodies = [due(later), due(soon)]
+    consumer.receive(NOW)
+    with ThreadPoolExecutor(1) as thread:
+        leaving = thread.submit(consumer.leave, timedelta(seconds=5), 20)
+        eventually(lambda: inbox.back)
+        assert inbox.back == [due(later)]
+        assert not leaving.done()
+        turn(app, NOON)
+        consumer.act(0.0)
+        leaving.result(20)
+    assert is_ended(app, soon)
+    assert inbox.back == [due(later)]
+    consumer.acknowledge_rest()
+    assert inbox.done == [due(soon).decode()]
+
+
+def test_at_a_stop_what_cannot_be_ended_in_time_is_given_back_too(app, consumer, inbox):
+    app.execute(soon := a_template(valid_until=NOON))
+    turn(app, NOON - timedelta(seconds=4))
+    inbox.bodies = [due(soon)]
+    consumer.receive(NOW)
+    consumer.leave(timedelta(seconds=5), 0.1)
+    assert inbox.back == [due(soon)]
+
+
+def test_at_a_stop_without_postgresql_everything_is_given_back_at_once(app, inbox):
+    def away(*arguments):
+        raise DatabaseUnavailable("as if")
+
+    consumer = consumer_of(app, inbox, away)
+    turn(app, NOON - timedelta(seconds=4))
+    inbox.bodies = [due(a_template(valid_until=NOON)), due(a_template(valid_until=NOON - timedelta(seconds=5)))]
+    consumer.receive(NOW)
+    with pytest.raises(DatabaseUnavailable):
+        consumer.act(0.0)
+    consumer.leave(timedelta(seconds=5), 20)
+    assert len(inbox.back) == 2
