@@ -78,7 +78,7 @@ def test_a_host_is_interrupted_and_told_which_loop_died(live, monkeypatch):
 def test_a_host_may_say_what_happens_when_a_loop_dies_and_the_others_go_on(live, monkeypatch):
     monkeypatch.setattr(Reconciler, "run_once", dies)
     told: list[LoopDied] = []
-    with pytest.raises(LoopDied, match="reconciler"):  # noqa: PT012 - at the end of the block
+    with pytest.raises(LoopDied, match="reconciler"):  # noqa: PT012, SIM117 - at the end of the block
         with live.running(died=told.append):
             eventually(lambda: told)
             live.execute(template := ending_in(0.5))
@@ -88,7 +88,7 @@ def test_a_host_may_say_what_happens_when_a_loop_dies_and_the_others_go_on(live,
 def test_an_error_of_the_block_is_not_hidden_by_a_loop_that_died(live, monkeypatch):
     monkeypatch.setattr(Reconciler, "run_once", dies)
     told: list[LoopDied] = []
-    with pytest.raises(ZeroDivisionError):  # noqa: PT012 - of the block
+    with pytest.raises(ZeroDivisionError):  # noqa: PT012, SIM117 - of the block
         with live.running(died=told.append):
             eventually(lambda: told)
             raise ZeroDivisionError
@@ -148,7 +148,8 @@ def test_a_process_stops_in_time_while_postgresql_and_the_broker_hang(server_fol
 
 
 def hang(server: LocalRocketMQ) -> None:
-    assert (process := server.process())
+    process = server.process()
+    assert process
     process.suspend()
 
 

@@ -1,0 +1,127 @@
+"""What faults cost: how many ends are left to the reconciler while consumers are restarted one after the other.
+
+    python benchmarks/faults.py [--json] [restart] [alone]
+
+Consumers are processes of their own, `coupon-clock run --role consumer`; relay and reconciler run in another. Two
+minutes a measure.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
+from time import monotonic
+
+import psycopg
+from measure import Figure, application, arguments, at_most, create, say, servers, sleep_until, tell
+from raw_rocketmq import provisioned
+
+from coupon_clock.app import Application
+from coupon_clock.local_servers.servers import LocalServers
+
+ENDS_A_SECOND = 50
+BEFORE_S, EVERY_S, AFTER_S = 25.0, 20.0, 25.0
+RESTARTS = 4
+LONGEST_STOP_S = 60.0
+
+CAUSES = """
+SELECT cause, count(*)
+  FROM coupon_clock.event
+ WHERE topic = 'CouponTemplate.Ended'
+   AND (convert_from(state, 'UTF8')::json ->> 'ended_at')::timestamptz BETWEEN %s AND %s
+ GROUP BY cause
+"""
+
+
+class Consumer:
+    """A process that is started again and again."""
+
+    def __init__(self, app: Application) -> None:
+        settings = app.settings
+        self._environment = os.environ | {
+            "COUPON_CLOCK_DATABASE_URL": settings.database(),
+            "COUPON_CLOCK_ROCKETMQ_ENDPOINTS": settings.rocketmq_endpoints,
+            "COUPON_CLOCK_ROCKETMQ_TOPIC": settings.rocketmq_topic,
+            "COUPON_CLOCK_ROCKETMQ_GROUP": settings.rocketmq_group,
+        }
+        self.start()
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "coupon_clock.cli", "run", "--role", "consumer"]
+        self._process = subprocess.Popen(command, env=self._environment)
+
+    def restart(self) -> float:
+        """Returns the seconds that its stop took."""
+        began = monotonic()
+        self._process.send_signal(signal.SIGTERM)
+        self._process.wait(LONGEST_STOP_S)
+        took = monotonic() - began
+        self.start()
+        return took
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+def restarts(consumers: int, most_left: float | None) -> Callable[[LocalServers], Iterator[Figure]]:
+    """`most_left`: per cent of the ends from the first stop until the last new process is at work."""
+
+    def measure(running: LocalServers) -> Iterator[Figure]:
+        name = f"{consumers} consumers restarted in turn" if consumers > 1 else "the only consumer restarted"
+        say(f"{name}: {RESTARTS} restarts, {ENDS_A_SECOND} ends a second")
+        with consuming(running, consumers) as (app, processes):
+            began = datetime.now(UTC) + timedelta(seconds=BEFORE_S)
+            total_s = RESTARTS * EVERY_S + AFTER_S
+            first, count = began - timedelta(seconds=10), int((total_s + 10) * ENDS_A_SECOND)
+            create(app, [first + timedelta(seconds=n / ENDS_A_SECOND) for n in range(count)])
+            stops = []
+            for number in range(RESTARTS):
+                sleep_until(began + timedelta(seconds=number * EVERY_S))
+                stops.append(processes[number % consumers].restart())
+                say(f"stopped in {stops[-1]:.1f} s, and started again")
+            until = began + timedelta(seconds=RESTARTS * EVERY_S)
+            sleep_until(until + timedelta(seconds=5))
+            left, ended = left_to_reconciler(app, began, until)
+        yield at_most(f"{name}: ends left to the reconciler", 100 * left / ended, "%", most_left)
+        yield at_most(f"{name}: ends meanwhile", ended, "ends", None)
+        yield at_most(f"{name}: the longest stop", max(stops), "s", 20)
+
+    return measure
+
+
+def left_to_reconciler(app: Application, since: datetime, until: datetime) -> tuple[int, int]:
+    """How many, and of how many."""
+    with psycopg.connect(app.settings.database()) as connection:
+        causes = dict(connection.execute(CAUSES, (since, until)).fetchall())
+    return causes.get("reconciler", 0), sum(causes.values())
+
+
+@contextmanager
+def consuming(running: LocalServers, consumers: int) -> Iterator[tuple[Application, list[Consumer]]]:
+    name = f"restarted-{consumers}"
+    endpoints = provisioned(running, name)
+    given = {"rocketmq_endpoints": endpoints, "rocketmq_topic": name, "rocketmq_group": name}
+    with application(running.postgres.url, **given) as app, ExitStack() as stack:
+        processes = [Consumer(app) for _ in range(consumers)]
+        for process in processes:
+            stack.callback(process.kill)
+        with app.running(["relay", "reconciler"]):
+            yield app, processes
+
+
+MEASURES = {"restart": restarts(2, most_left=2), "alone": restarts(1, most_left=None)}
+
+
+def main() -> int:
+    options = arguments(__doc__, MEASURES).parse_args()
+    with servers("rocketmq") as running:
+        measures = [MEASURES[name] for name in options.measures or MEASURES]
+        return tell((figure for measure in measures for figure in measure(running)), options.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
