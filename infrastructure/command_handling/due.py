@@ -7,8 +7,6 @@ from time import monotonic
 from typing import Generic, Literal, NamedTuple
 from uuid import UUID, uuid4
 
-from coupon_clock.infrastructure.logs import Log
-
 from coupon_clock.domain.decider import Command, Decider, Event, State
 from coupon_clock.domain.errors import CouponClockError, OutcomeUnknown
 from coupon_clock.infrastructure import telemetry
@@ -16,6 +14,7 @@ from coupon_clock.infrastructure.command_handling.handler import EACH_WAIT, Comm
 from coupon_clock.infrastructure.event_store.recorder import DueStream, EndedPage
 from coupon_clock.infrastructure.event_store.safety import UnsafeLog
 from coupon_clock.infrastructure.event_store.store import EventStore
+from coupon_clock.infrastructure.logs import Log
 from coupon_clock.infrastructure.postgres.bottom_scans import BottomScans
 from coupon_clock.infrastructure.postgres.errors import DatabaseUnavailable, StatementTooLong, TimedOut
 
