@@ -11,12 +11,12 @@ from uuid import UUID
 
 import msgspec
 import psycopg
-import structlog
 from psycopg import Connection
 from psycopg.rows import TupleRow, class_row
 
 from coupon_clock.infrastructure.event_store.store import Envelope, EventStore, UnreadableEvent
 from coupon_clock.infrastructure.event_store.subscription import Batch
+from coupon_clock.infrastructure.logs import Log
 from coupon_clock.infrastructure.postgres import arrays
 from coupon_clock.infrastructure.postgres.database import Schema, fetch_one
 from coupon_clock.projections.engine.fold import failure, fold_stream
@@ -48,7 +48,7 @@ CLEAR = "DELETE FROM {schema}.quarantine WHERE projection = %s"
 TAKE_OVER = "UPDATE {schema}.quarantine SET projection = %s WHERE projection = %s"
 FIRST = UUID(int=0)
 
-log = structlog.get_logger()
+log = Log(__name__)
 
 
 class Quarantined(NamedTuple):
