@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 BROKER ?= rocketmq
+SECONDS ?= 60
 BIN    := .venv/bin
 # Tests wait more than they compute: one process has those on RocketMQ, the other the rest.
 SIDE_BY_SIDE := -n 2 --dist loadgroup
@@ -9,7 +10,7 @@ PACKAGES := cli domain importing infrastructure local_servers maintenance projec
 SOURCES := $(sort $(wildcard *.py) $(shell find $(PACKAGES) -name '*.py' -o -name '*.sql' -o -name '*.txt'))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-long compare lint format docs clean check-python
+.PHONY: help setup demo test test-fast test-long chaos compare lint format docs clean check-python
 
 help:  ## Show this list.
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -27,6 +28,9 @@ test-fast: setup  ## Run all tests that need no RocketMQ.
 
 test-long: setup  ## Run what takes long, and all versions (RUNS="words": only these); docs/tested.md keeps the results.
 	@$(BIN)/python docs/keep_tested.py $(RUNS)
+
+chaos: setup  ## Break all there is by a seeded schedule, and check the promise (SECONDS=60 SEED=1 BROKER=memory PROMOTION=1).
+	@PYTHONPATH=tests $(BIN)/python -m chaos.run --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) --broker $(BROKER) $(if $(PROMOTION),--promotion)
 
 compare: setup  ## Run the same job on what else ends things on time; results go into docs/benchmarks/.
 	@$(BIN)/python benchmarks/compare/run.py
