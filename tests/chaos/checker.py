@@ -1,7 +1,7 @@
 """Proves P0 to P8 of a run, from what is in PostgreSQL and what the run noted: python checker.py URL FOLDER
 
-It shares no code with the product: plain SQL, and a fold of its own over the stored JSON. Which lateness is a fault's is
-read from the notes of what was done when.
+It shares no code with the product: plain SQL, and a fold of its own over the stored JSON. Which lateness is a fault's
+is read from the notes of what was done when.
 """
 
 import json

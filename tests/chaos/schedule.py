@@ -1,7 +1,6 @@
 """What is broken, when and for how long: decided by the seed and the seconds alone, so that a run can be repeated."""
 
 from collections.abc import Iterator, Sequence
-from itertools import count
 from random import Random
 from typing import NamedTuple
 
@@ -37,7 +36,8 @@ BROKER = (Kind("kill the broker", 0.5, 4.0), Kind("wipe the broker", 0.5, 2.0))
 PROCESSES = (
     Kind("kill a process", 0.0, 2.0),
     Kind("kill a process", 0.0, 2.0),
-    Kind("stop a process", 0.5, 6.0),
+    Kind("stop a process", 0.5, 4.0),
+    Kind("stop a process", 4.0, 20.0),
     Kind("freeze connections", 0.0, 0.0),
     Kind("rebuild", 0.0, 0.0),
     Kind("kill a rebuild", 0.05, 1.5),
@@ -53,6 +53,8 @@ PROMOTION = Kind("promote the standby", 0.0, 0.0)
 
 FIRST_AT_S = 2.0
 LONGEST_PAUSE_S = 2.5
+LONGEST_SHARE = 0.2
+"""Of all seconds, that one fault lasts."""
 UNDISTURBED_AT_THE_END_S = 1.0
 PROMOTED_AFTER = 0.6
 """Of all seconds."""
@@ -80,9 +82,9 @@ def schedule(
 def lane(random: Random, seconds: float, kinds: Sequence[Kind], targets: Sequence[str]) -> Iterator[Fault]:
     """One after the other, each kind once before any comes again."""
     at = FIRST_AT_S + random.uniform(0, LONGEST_PAUSE_S)
-    for _ in count():
+    while True:
         for kind in random.sample(kinds, len(kinds)):
-            lasts = random.uniform(kind.shortest, kind.longest)
+            lasts = random.uniform(kind.shortest, max(kind.shortest, min(kind.longest, LONGEST_SHARE * seconds)))
             if at + lasts > seconds - UNDISTURBED_AT_THE_END_S:
                 return
             yield Fault(round(at, 3), round(lasts, 3), kind.name, random.choice(targets), random.random())
