@@ -147,7 +147,7 @@ def check(url: str, folder: Path, schemas: dict[str, str]) -> Result:
             violations += [f"{letter}: {each}" for each in found]
             count(figures, f"templates of {letter}", len(log.templates))
             count(figures, f"events of {letter}", sum(map(len, log.events.values())))
-    violations += [f"P8: {note['by']}: {note['error']}" for note in notes.of("unexpected")]
+    violations += [f"run: P8: {note['by']}: {note['error']}" for note in notes.of("unexpected")]
     return Result(violations, figures)
 
 

@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,13 +58,6 @@ class LogServers:
     def connect(self) -> psycopg.Connection[Any]:
         return psycopg.connect(self.url, autocommit=True, connect_timeout=10)
 
-    def prepare(self, schemas: list[str]) -> None:
-        """Once these have their tables."""
-        with self.connect() as connection:
-            connection.execute(SCHEMA)
-            for schema in schemas:
-                connection.execute(sql.SQL(STEPPED_CLOCK).format(sql.Identifier(schema)))
-
     def reset_settings(self) -> None:
         with self.connect() as connection:
             connection.execute(sql.SQL("ALTER DATABASE {} RESET ALL").format(sql.Identifier(connection.info.dbname)))
@@ -106,6 +100,14 @@ class LogServers:
         standby.start()
         self._configure(self._primary, OF_A_PRIMARY)
         return standby
+
+
+def prepare(url: str, schemas: Iterable[str]) -> None:
+    """Once these have their tables."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(SCHEMA)
+        for schema in schemas:
+            connection.execute(sql.SQL(STEPPED_CLOCK).format(sql.Identifier(schema)))
 
 
 class MessageServer(NamedTuple):

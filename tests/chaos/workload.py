@@ -91,9 +91,9 @@ class Workload:
 
     def _one_command(self, random: Random) -> None:
         command = self._chosen(random)
-        self._until_known(command, self._app.execute)
+        self.execute(command)
         if random.random() < 0.1 and self._answered:
-            self._until_known(random.choice(self._answered), self._app.execute)
+            self.execute(random.choice(self._answered))
 
     def _many_commands(self, random: Random) -> None:
         """Creates whose ends come in a burst, some other commands, and a wrong one in between."""
@@ -111,7 +111,7 @@ class Workload:
             self._answer(command, outcome)
         again = [c for c, o in zip(commands, outcomes, strict=True) if isinstance(o, OutcomeUnknown)]
         for command in again:
-            self._until_known(command, self._app.execute)
+            self.execute(command)
 
     def _transaction(self, random: Random) -> None:
         """Some commands and rows of the caller's own: committed together, or rolled back."""
@@ -119,11 +119,11 @@ class Workload:
         hold = random.uniform(0, LONGEST_HOLD_S) if random.random() < 0.1 else 0.0
         give_up = random.random() < 0.2
         deadline = monotonic() + GIVE_UP_AFTER_S
-        while not self._committed(commands, hold, give_up) and not give_up and monotonic() < deadline:
+        while not self.execute_together(commands, hold, give_up) and not give_up and monotonic() < deadline:
             sleep(0.2)
 
-    def _committed(self, commands: Sequence[Any], hold: float, give_up: bool) -> bool:
-        """False where it must be repeated to know. Whose rows are locked meanwhile is noted."""
+    def execute_together(self, commands: Sequence[Any], hold: float = 0.0, give_up: bool = False) -> bool:
+        """In one transaction of the caller. False where it must be repeated to know. Notes what is locked meanwhile."""
         asked: list[Any] = []
         outcomes: list[Outcome | CouponClockError] = []
         committing = False
@@ -171,13 +171,13 @@ class Workload:
         finally:
             self._journal.note("unlocks", number=number)
 
-    def _until_known(self, command: Any, execute: Callable[[Any], Outcome]) -> None:
-        """The same command again and again, for as long as its outcome is unknown, and once more now and then."""
+    def execute(self, command: Any) -> None:
+        """The same command again and again, for as long as its outcome is unknown."""
         deadline = monotonic() + GIVE_UP_AFTER_S
         while True:
             self._ask(command)
             try:
-                outcome: Outcome | CouponClockError = execute(command)
+                outcome: Outcome | CouponClockError = self._app.execute(command)
             except CouponClockError as error:
                 outcome = error
             self._answer(command, outcome)

@@ -1,0 +1,15 @@
+"""All faults together, for a short while; `make chaos` goes on for as long as one likes, and with RocketMQ."""
+
+import pytest
+
+from chaos.run import Options, run
+
+SEEDS = [1]
+"""One, and each that has failed."""
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_promise_holds_whatever_fails_for_20_seconds(tmp_path, seed):
+    result = run(Options(seed, 20), tmp_path)
+    assert result.violations == []
+    assert result.figures["notes: acknowledged"] > 100
