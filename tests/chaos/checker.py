@@ -6,7 +6,7 @@ is read from the notes of what was done when.
 
 import json
 import sys
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -145,6 +145,7 @@ def check(url: str, folder: Path, schemas: dict[str, str]) -> Result:
                 *months_are_the_fold(connection, log),
             ]
             violations += [f"{letter}: {each}" for each in found]
+            count(figures, "messages rejected", number_of(connection, schema, "rejected_message"))
             count(figures, f"templates of {letter}", len(log.templates))
             count(figures, f"events of {letter}", sum(map(len, log.events.values())))
     violations += [f"run: P8: {note['by']}: {note['error']}" for note in notes.of("unexpected")]
@@ -178,6 +179,11 @@ def read(connection: psycopg.Connection[Any], schema: str) -> Log:
 
 def in_schema(statement: str, schema: str) -> sql.Composed:
     return sql.SQL(statement).format(schema=sql.Identifier(schema))
+
+
+def number_of(connection: psycopg.Connection[Any], schema: str, table: str) -> int:
+    statement = sql.SQL("SELECT count(*) FROM {}.{}").format(sql.Identifier(schema), sql.Identifier(table))
+    return int(connection.execute(statement).fetchall()[0][0])
 
 
 def fold(events: Sequence[StoredEvent]) -> Template:
@@ -215,6 +221,11 @@ class Clock:
     def read(cls, connection: psycopg.Connection[Any]) -> "Clock":
         steps = connection.execute("SELECT extract(epoch FROM at)::float8, by_seconds FROM chaos.step ORDER BY at")
         return cls(steps.fetchall())
+
+    @property
+    def ahead(self) -> float:
+        """In the end."""
+        return self._ahead[-1]
 
     def postgresql(self, host: float) -> float:
         return host + self._ahead[bisect_right(self._at, host)]
@@ -357,12 +368,17 @@ class FaultTimes:
         began, ended = valid_until.timestamp(), recorded_at.timestamp()
         if ended - began < IN_TIME_S:
             return ended - began, ended - began
-        windows = merged([*self._windows, *self._locks.get(stream, ())])
+        windows = merged([*self._around(began, ended), *self._locks.get(stream, ())])
         excused = sum(
             max(0.0, min(ended, self._clock.postgresql(w.ended)) - max(began, self._clock.postgresql(w.began)))
             for w in windows
         )
         return ended - began, ended - began - excused - self._clock.stepped_over(began, ended)
+
+    def _around(self, began: float, ended: float) -> list[Window]:
+        """Those that may meet it; the host's time is never ahead of PostgreSQL's."""
+        first = bisect_left(self._windows, began - self._clock.ahead, key=lambda window: window.ended)
+        return self._windows[first : bisect_right(self._windows, ended, key=lambda window: window.began)]
 
 
 def of_fault(note: dict[str, Any], letter: str) -> Window | None:

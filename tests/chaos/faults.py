@@ -40,6 +40,7 @@ class Faults:
             "promote the standby": self._promote,
             "kill the broker": self._kill_the_broker,
             "wipe the broker": self._wipe_the_broker,
+            "stop the broker": self._stop_the_broker,
             "kill a process": self._kill_a_process,
             "stop a process": self._stop_a_process,
             "freeze connections": self._freeze_connections,
@@ -126,6 +127,12 @@ class Faults:
         self._broker.wipe()
         lasting(fault)
         self._broker.start()
+
+    def _stop_the_broker(self, fault: Fault) -> None:
+        """It takes connections, and says nothing."""
+        assert self._broker
+        with self._broker.stopped():
+            lasting(fault)
 
     # ── processes ────────────────────────────────────────────────────────────────────────────────
 

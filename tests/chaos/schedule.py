@@ -32,7 +32,11 @@ SERVERS = (
     Kind("step the clock", 0.0, 0.0),
     Kind("other settings", 3.0, 8.0),
 )
-BROKER = (Kind("kill the broker", 0.5, 4.0), Kind("wipe the broker", 0.5, 2.0))
+BROKER = (
+    Kind("kill the broker", 0.5, 4.0),
+    Kind("wipe the broker", 0.5, 2.0),
+    Kind("stop the broker", 1.0, 6.0),
+)
 PROCESSES = (
     Kind("kill a process", 0.0, 2.0),
     Kind("kill a process", 0.0, 2.0),

@@ -2,7 +2,8 @@
 
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -120,6 +121,16 @@ class MessageServer(NamedTuple):
 
     def kill(self) -> None:
         self.server.kill()
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        process = self.server.process()
+        assert process
+        process.suspend()
+        try:
+            yield
+        finally:
+            process.resume()
 
     def wipe(self) -> None:
         self.server.kill()

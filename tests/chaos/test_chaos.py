@@ -4,6 +4,8 @@ import pytest
 
 from chaos.run import Options, run
 
+pytestmark = pytest.mark.xdist_group("chaos")
+
 SEEDS = [1]
 """One, and each that has failed."""
 

@@ -21,6 +21,8 @@ from coupon_clock.app import Application, Settings
 from deadlines import eventually
 from examples import a_template, change, ending_in, increase, terminate
 
+pytestmark = pytest.mark.xdist_group("checker")
+
 SCHEMA = "coupon_clock"
 ENDED, MOVED, STOPPED, OPEN, SHARED = (UUID(int=number) for number in range(1, 6))
 
