@@ -384,7 +384,7 @@ class FaultTimes:
 def of_fault(note: dict[str, Any], letter: str) -> Window | None:
     began, ended = note["began"], note["ended"]
     match note["kind"]:
-        case "kill PostgreSQL" | "promote the standby" | "other settings" | "end sessions":
+        case "kill PostgreSQL" | "promote the standby":
             return Window(began, ended + RECONNECT_S)
         case "freeze connections" if note["target"].startswith(letter):
             return Window(began, began + SILENT_S)

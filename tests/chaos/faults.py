@@ -44,6 +44,7 @@ class Faults:
             "kill a process": self._kill_a_process,
             "stop a process": self._stop_a_process,
             "freeze connections": self._freeze_connections,
+            "lose answers": self._lose_answers,
             "rebuild": self._rebuild,
             "kill a rebuild": self._rebuild,
         }
@@ -147,6 +148,10 @@ class Faults:
 
     def _freeze_connections(self, fault: Fault) -> None:
         self._servers.proxies.freeze(fault.target)
+
+    def _lose_answers(self, fault: Fault) -> None:
+        with self._servers.proxies.losing_answers(fault.target):
+            lasting(fault)
 
     def _rebuild(self, fault: Fault) -> None:
         """Of the log of that process; killed after so long, where it lasts at all."""

@@ -1,11 +1,12 @@
-"""A proxy before PostgreSQL whose connections can be frozen: they stay open, and nothing passes any more.
+"""A proxy before PostgreSQL that loses answers, or freezes connections: they stay open, and nothing passes any more.
 
 Connections that come later work; those that are frozen are cut in the end, as keep-alives would. Where the log goes to
 another server, the proxy can follow.
 """
 
 import asyncio
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Thread
 
@@ -16,19 +17,29 @@ CUT_AFTER_S = 25.0
 """Longer than the product waits for any answer of its own."""
 
 
+LOST_OF = 10
+"""While answers are lost, one of so many is."""
+
+
 class Together:
     """The connections of one time: all are frozen, or none."""
 
     def __init__(self) -> None:
         self.is_frozen = False
+        self.loses_answers = False
+        self.answers = 0
         self.writers: set[asyncio.StreamWriter] = set()
+
+    def loses_this(self) -> bool:
+        self.answers += 1
+        return self.loses_answers and self.answers % LOST_OF == 0
 
     def cut(self) -> None:
         for writer in self.writers:
             writer.close()
 
 
-class FreezingProxies:
+class Proxies:
     """One for each name, all on one thread. `urls`: by name."""
 
     def __init__(self, url: str, names: list[str]) -> None:
@@ -43,6 +54,15 @@ class FreezingProxies:
         frozen, self._together[name] = self._together[name], Together()
         frozen.is_frozen = True
         self._loop.call_soon_threadsafe(self._loop.call_later, CUT_AFTER_S, frozen.cut)
+
+    @contextmanager
+    def losing_answers(self, name: str) -> Iterator[None]:
+        """Statements arrive, and are executed; instead of some answers, the connection is closed."""
+        self._together[name].loses_answers = True
+        try:
+            yield
+        finally:
+            self._together[name].loses_answers = False
 
     def lead_to(self, url: str) -> None:
         """The connections that come."""
@@ -66,14 +86,19 @@ class FreezingProxies:
             writer.close()
             return
         together.writers |= {writer, server_writer}
-        await asyncio.gather(pass_on(reader, server_writer, together), pass_on(server_reader, writer, together))
+        await asyncio.gather(
+            pass_on(reader, server_writer, together, lambda: False),
+            pass_on(server_reader, writer, together, together.loses_this),
+        )
         together.writers -= {writer, server_writer}
 
 
-async def pass_on(source: asyncio.StreamReader, sink: asyncio.StreamWriter, together: Together) -> None:
+async def pass_on(
+    source: asyncio.StreamReader, sink: asyncio.StreamWriter, together: Together, is_lost: Callable[[], bool]
+) -> None:
     """The end of the source too, unless it is frozen: then the other side never hears of it."""
     with suppress(OSError):
-        while data := await source.read(CHUNK):
+        while (data := await source.read(CHUNK)) and not is_lost():
             if not together.is_frozen:
                 sink.write(data)
                 await sink.drain()

@@ -43,6 +43,7 @@ PROCESSES = (
     Kind("stop a process", 0.5, 4.0),
     Kind("stop a process", 4.0, 20.0),
     Kind("freeze connections", 0.0, 0.0),
+    Kind("lose answers", 0.5, 3.0),
     Kind("rebuild", 0.0, 0.0),
     Kind("kill a rebuild", 0.05, 1.5),
 )

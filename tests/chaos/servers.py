@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import psycopg
 from psycopg import sql
 
-from chaos.proxy import FreezingProxies
+from chaos.proxy import Proxies
 from coupon_clock.local_servers.detached import as_user
 from coupon_clock.local_servers.postgres import LocalPostgres, binaries, make_private, plain_environment, user_to_run_as
 from coupon_clock.local_servers.rocketmq_server import LocalRocketMQ
@@ -49,7 +49,7 @@ class LogServers:
         self._primary = LocalPostgres(folder / "primary")
         self._configure(self._primary, CONFIGURATION)
         self._standby = self._with_standby(folder) if standby else None
-        self.proxies = FreezingProxies(self._primary.url, names)
+        self.proxies = Proxies(self._primary.url, names)
 
     @property
     def url(self) -> str:
