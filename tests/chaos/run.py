@@ -184,8 +184,9 @@ def asked_all(folder: Path) -> bool:
 
 
 def is_out(connection: psycopg.Connection[Any], schema: str) -> bool:
+    """What ends in an hour or two stays."""
     statement = sql.SQL(
-        "SELECT NOT EXISTS (SELECT FROM {schema}.alarm WHERE due_at <= {schema}.now_utc())"
+        "SELECT NOT EXISTS (SELECT FROM {schema}.alarm WHERE due_at <= {schema}.now_utc() + interval '1 minute')"
         " AND (SELECT count(*) = 4 FROM {schema}.checkpoint"
         "       WHERE position = (SELECT max(notification_id) FROM {schema}.event))"
     )
