@@ -7,6 +7,7 @@ import typer
 
 from coupon_clock.app import Application
 from coupon_clock.cli.output import FOUND_SOMETHING, JsonOption, out, print_json
+from coupon_clock.cli.printable import printable
 from coupon_clock.maintenance.followers import Follower
 
 commands = typer.Typer(help="What follows the log, and what to do where it stopped.", no_args_is_help=True)
@@ -30,7 +31,7 @@ def list_followers(as_json: JsonOption = False) -> None:
 def described(follower: Follower) -> str:
     """One line, and another for each thing that is worth one."""
     behind = f", {follower.behind:,} behind since {follower.behind_s:,.0f} s" if follower.behind_s is not None else ""
-    lines = [f"{follower.name}  {follower.kind} at {follower.position:,}{behind}"]
+    lines = [f"{printable(follower.name)}  {follower.kind} at {follower.position:,}{behind}"]
     if follower.held_by:
         lines.append(f"    held by {follower.held_by} since {follower.held_since:%Y-%m-%dT%H:%M:%SZ}")
     if follower.working_since:
@@ -38,7 +39,7 @@ def described(follower: Follower) -> str:
     if follower.beyond_log:
         lines.append("    stopped: it is beyond the end of the log, which was restored to an earlier time")
     elif follower.stopped_by:
-        lines.append(f"    stopped since {follower.stopped_at:%Y-%m-%dT%H:%M:%SZ}: {follower.stopped_by}")
+        lines.append(f"    stopped since {follower.stopped_at:%Y-%m-%dT%H:%M:%SZ}: {printable(follower.stopped_by)}")
     if follower.skipped:
         lines.append(f"    {follower.skipped:,} events skipped: coupon-clock followers skipped {follower.name}")
     return "\n".join(lines)

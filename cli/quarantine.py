@@ -7,6 +7,7 @@ import typer
 
 from coupon_clock.app import Application
 from coupon_clock.cli.output import FOUND_SOMETHING, MOST_SHOWN, JsonOption, LimitOption, out, print_json
+from coupon_clock.cli.printable import printable
 from coupon_clock.projections.engine.quarantine import Quarantined
 
 commands = typer.Typer(help="Streams that projections leave alone.", no_args_is_help=True)
@@ -38,5 +39,5 @@ def show(quarantined: list[Quarantined], as_json: bool) -> None:
             print_json(each._asdict())
         else:
             place = f"{each.projection}  {each.stream_id}  {each.since:%Y-%m-%dT%H:%M:%SZ}"
-            said = f"{place}  at position {each.position}: {each.reason!r}"
+            said = f"{place}  at position {each.position}: {printable(each.reason)}"
             out.print(said, markup=False, highlight=False, soft_wrap=True)

@@ -6,31 +6,36 @@ import typer
 
 from coupon_clock.app import Application
 from coupon_clock.cli.output import FOUND_SOMETHING, MOST_SHOWN, JsonOption, LimitOption, out, print_json
+from coupon_clock.cli.printable import printable
 from coupon_clock.infrastructure.scheduling.due_result import Completed, NotDue
+
+ReasonOption = Annotated[str, typer.Option(help="Only those whose reason contains this.")]
 
 commands = typer.Typer(help="Messages that could not be acted on.", no_args_is_help=True)
 
 
 @commands.command("list")
-def list_rejected(limit: LimitOption = MOST_SHOWN, as_json: JsonOption = False) -> None:
+def list_rejected(limit: LimitOption = MOST_SHOWN, reason: ReasonOption = "", as_json: JsonOption = False) -> None:
     """Show messages that were rejected, oldest first. Exit code 1 if there are any."""
     with Application.open() as app:
-        messages = app.maintenance.rejected(limit)
+        messages = app.maintenance.rejected(limit, reason)
     for message in messages:
         if as_json:
             print_json(message._asdict() | {"body": message.body.decode(errors="replace")})
         else:
             body = message.body.decode(errors="replace")
-            out.print(f"{message.id}  {message.rejected_at:%Y-%m-%dT%H:%M:%SZ}  {message.reason}", markup=False)
-            out.print(f"    {body!r}", markup=False, highlight=False, soft_wrap=True)
+            head = f"{message.id}  {message.rejected_at:%Y-%m-%dT%H:%M:%SZ}  {printable(message.reason)}"
+            cut = f" … of {message.body_bytes:,} bytes" if message.body_bytes > len(message.body) else ""
+            out.print(head, markup=False, highlight=False, soft_wrap=True)
+            out.print(f"    {printable(body)}{cut}", markup=False, highlight=False, soft_wrap=True)
     raise typer.Exit(FOUND_SOMETHING if messages else 0)
 
 
 @commands.command()
-def retry(limit: LimitOption = MOST_SHOWN) -> None:
+def retry(limit: LimitOption = MOST_SHOWN, reason: ReasonOption = "") -> None:
     """Handle the templates that they mean, and drop what is settled. Exit code 1 if any is left."""
     with Application.open() as app:
-        messages = app.maintenance.rejected(limit)
+        messages = app.maintenance.rejected(limit, reason)
         answers = app.maintenance.retry_rejected(messages)
         settled = [m.id for m, a in zip(messages, answers, strict=True) if isinstance(a, Completed | NotDue)]
         app.maintenance.drop_rejected(settled)

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from coupon_clock.domain import arguments
 from coupon_clock.domain.errors import Problem
-from coupon_clock.infrastructure.messaging.rejected import Rejected
+from coupon_clock.infrastructure.messaging.rejected import LONGEST_REASON, Rejected
 from coupon_clock.infrastructure.progress import Progress, no_progress
 from coupon_clock.infrastructure.scheduling.due_result import DueResult
 from coupon_clock.maintenance import followers, repair
@@ -181,10 +181,13 @@ class Maintenance:
         arguments.refuse(arguments.function("progress", progress))
         return self._runtime.rearm(progress)
 
-    def rejected(self, limit: int = 1_000) -> list[Rejected]:
-        """Returns messages that could not be acted on, the oldest first."""
-        arguments.refuse(arguments.whole_number("limit", limit, 1))
-        return self._runtime.rejected.oldest(limit)
+    def rejected(self, limit: int = 1_000, reason: str = "") -> list[Rejected]:
+        """Returns messages that could not be acted on, the oldest first; those whose `reason` contains that text."""
+        arguments.refuse(
+            arguments.whole_number("limit", limit, 1),
+            arguments.text("reason", reason, LONGEST_REASON) if reason != "" else (),
+        )
+        return self._runtime.rejected.oldest(limit, reason)
 
     def retry_rejected(self, messages: Sequence[Rejected]) -> list[DueResult]:
         """Handles the templates that these messages mean, now. Returns Failed for what is no readable message."""

@@ -99,15 +99,20 @@ def test_rejected_messages_are_listed_retried_and_dropped(live, database_url):
     template = ending_in(3600)
     live.execute(template)
     due = to_wire(ExpiryDue(template.template_id, template.valid_until))
-    live.runtime.rejected.add(Delivery("1", due, None), "rejected for a test")
-    live.runtime.rejected.add(Delivery("2", b"\xff\x00", None), "no \x00 JSON")
+    unreadable = Delivery("2", b"\xff\x00\x1b[2J" + 9_999 * b" ", None)
+    live.runtime.rejected.add([(Delivery("1", due, None), "rejected for a test"), (unreadable, "no \x1b[2J\x00 JSON")])
 
     listed = coupon_clock("rejected", "list", "--json", database_url=database_url)
     assert listed.returncode == 1
     assert [json.loads(line)["message_id"] for line in listed.stdout.splitlines()] == ["1", "2"]
 
+    shown = coupon_clock("rejected", "list", "--reason", "no ", database_url=database_url).stdout
+    assert ("\x1b" in shown, "of 10,005 bytes" in shown, "rejected for a test" in shown) == (False, True, False)
+
+    retried = coupon_clock("rejected", "retry", "--reason", "TEST", database_url=database_url)
+    assert (retried.returncode, retried.stdout) == (0, "1 settled, 0 left\n")
     retried = coupon_clock("rejected", "retry", database_url=database_url)
-    assert (retried.returncode, retried.stdout) == (1, "1 settled, 1 left\n")
+    assert (retried.returncode, retried.stdout) == (1, "0 settled, 1 left\n")
 
     assert coupon_clock("rejected", "drop", database_url=database_url).returncode == 2
     assert coupon_clock("rejected", "drop", "--all", database_url=database_url).stdout == "1 dropped\n"

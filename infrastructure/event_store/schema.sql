@@ -119,6 +119,7 @@ CREATE TABLE {schema}.rejected_message (
     message_id  text        NOT NULL,
     reason      text        NOT NULL,
     body        bytea       NOT NULL,
+    body_bytes  bigint      NOT NULL,
     rejected_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 

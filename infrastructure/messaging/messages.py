@@ -1,12 +1,13 @@
 """The one message there is: "look at this stream now", and its wire form."""
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Literal
 from uuid import UUID
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from coupon_clock.domain.errors import CouponClockError
 
@@ -17,6 +18,9 @@ class ExpiryDue(Struct, frozen=True, gc=False, tag="ExpiryDue"):
     stream_id: UUID
     due_at: datetime
     v: Literal[1] = 1
+
+
+LONGEST_REASON = 500
 
 
 @dataclass(eq=False)
@@ -36,11 +40,14 @@ def to_wire(message: ExpiryDue) -> bytes:
 
 
 def from_wire(body: bytes) -> ExpiryDue:
-    """Unknown fields are ignored. Raises UnreadableMessage for another type or version, and for what is no JSON."""
+    """Unknown fields are ignored; `due_at` is in UTC then. Raises UnreadableMessage for another type or version, and
+    for whatever else a body can be: reading it may raise anything, such as RecursionError."""
     try:
         message = _decoder.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise UnreadableMessage(str(error)) from error
-    if message.due_at.utcoffset() is None:
-        raise UnreadableMessage("due_at has no time zone")
-    return message
+        if message.due_at.utcoffset() is None:
+            raise UnreadableMessage("due_at has no time zone")
+        return replace(message, due_at=message.due_at.astimezone(UTC))
+    except UnreadableMessage:
+        raise
+    except Exception as error:
+        raise UnreadableMessage(f"{type(error).__name__}: {error}"[:LONGEST_REASON]) from error

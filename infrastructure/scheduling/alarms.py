@@ -53,6 +53,10 @@ RELEASE = """
 UPDATE {schema}.alarm SET armed_at = NULL, leased_until = NULL FROM same WHERE alarm.stream_id = same.stream_id
 """
 
+TURN_AWAY = RELEASE.replace("leased_until = NULL", "leased_until = due_at - %(hold)s").replace(
+    "%b, %b", "%(ids)b, %(due_ats)b"
+)
+
 REARM = """
   WITH armed AS MATERIALIZED (
        SELECT stream_id
@@ -111,6 +115,16 @@ class Alarms:
         columns = arrays.uuids([a.stream_id for a in alarms]), arrays.timestamps([a.due_at for a in alarms])
         with self._database.connection() as connection:
             return connection.execute(self._database.sql(RELEASE), columns).rowcount
+
+    def turn_away(self, alarms: Sequence[Alarm], hold: timedelta) -> int:
+        """The same, but not before they are due within `hold`: their messages came too early to be held."""
+        parameters = {
+            "ids": arrays.uuids([a.stream_id for a in alarms]),
+            "due_ats": arrays.timestamps([a.due_at for a in alarms]),
+            "hold": hold,
+        }
+        with self._database.connection() as connection:
+            return connection.execute(self._database.sql(TURN_AWAY), parameters).rowcount
 
     def rearm(self, before: datetime, limit: int) -> int:
         """Marks up to `limit` that were armed `before` unarmed: for a broker that lost its store. Returns how many."""

@@ -15,7 +15,7 @@ from coupon_clock.infrastructure import telemetry
 from coupon_clock.infrastructure.logs import Failures, Log
 from coupon_clock.infrastructure.loop import Counts
 from coupon_clock.infrastructure.messaging.broker import Broker, BrokerUnavailable, Delivery
-from coupon_clock.infrastructure.messaging.messages import UnreadableMessage, from_wire
+from coupon_clock.infrastructure.messaging.messages import ExpiryDue, UnreadableMessage, from_wire, to_wire
 from coupon_clock.infrastructure.messaging.rejected import RejectedMessages
 from coupon_clock.infrastructure.postgres.server_clock import ServerClock
 from coupon_clock.infrastructure.scheduling.alarms import Alarm, Alarms
@@ -82,12 +82,11 @@ class ExpiryConsumer:
                 return Counts()
         deliveries = self._broker.receive(RECEIVE, self._invisible, wait)
         # All are held before any is turned away, which needs PostgreSQL: one bad message spoils no other.
-        for delivery, problem in [(delivery, self._hold(delivery)) for delivery in deliveries]:
-            if isinstance(problem, UnreadableMessage):
-                self._reject(delivery, problem.reason)
-            elif problem is not None:
-                self._alarms.release([problem])
-                self._finish([delivery])
+        refused = [(delivery, problem) for delivery in deliveries if (problem := self._hold(delivery))]
+        if too_early := [(delivery, problem) for delivery, problem in refused if isinstance(problem, Alarm)]:
+            self._alarms.turn_away([alarm for _, alarm in too_early], self._longest_hold)
+            self._finish([bodiless(delivery) for delivery, _ in too_early])
+        self._reject([(delivery, problem.reason) for delivery, problem in refused if not isinstance(problem, Alarm)])
         return Counts(received=len(deliveries)) if deliveries else Counts()
 
     def _has_room(self) -> bool:
@@ -102,15 +101,18 @@ class ExpiryConsumer:
         if message.due_at - self._clock.now() > self._longest_hold:
             return Alarm(message.stream_id, message.due_at)
         with self._changed:
-            if self._held.hold(message.stream_id, message.due_at, delivery):
+            if self._held.hold(message.stream_id, message.due_at, bodiless(delivery)):
                 self._changed.notify_all()
             telemetry.HELD.set(len(self._held))
         return None
 
-    def _reject(self, delivery: Delivery, reason: str) -> None:
-        self._rejected.add(delivery, reason)
-        log.warning("message rejected", action="reject", message_id=delivery.message_id, why=reason)
-        self._finish([delivery])
+    def _reject(self, rejected: Sequence[tuple[Delivery, str]]) -> None:
+        if rejected:
+            self._rejected.add(rejected)
+            (first, reason), *_ = rejected
+            number = len(rejected)
+            log.warning("rejected", action="reject", messages=number, first=first.message_id, why=reason)
+            self._finish([bodiless(delivery) for delivery, _ in rejected])
 
     # ── act ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -185,13 +187,13 @@ class ExpiryConsumer:
                     again.append(replace(held, act_at=self._clock.now() + self._left_alone(held)))
                     failures.append(failure)
                 case Failed(error):
-                    rejected.append((held.delivery, str(error)))
+                    body = to_wire(ExpiryDue(held.stream_id, held.due_at))
+                    rejected.append((replace(held.delivery, body=body), str(error)))
                     counts["rejected"] += 1
         with self._changed:
             self._held.hold_again(again)
         self._finish(finished)
-        for delivery, reason in rejected:
-            self._reject(delivery, reason)
+        self._reject(rejected)
         if failures:
             self._failures.report("not ended", failures[0].error, True, action="handle_due", streams=len(failures))
             self._ask_postgresql()
@@ -256,3 +258,8 @@ class ExpiryConsumer:
         with self._changed:
             self._finished += deliveries
             self._changed.notify_all()
+
+
+def bodiless(delivery: Delivery) -> Delivery:
+    """All that an acknowledgement needs: a body can be large, and messages many."""
+    return replace(delivery, body=b"")

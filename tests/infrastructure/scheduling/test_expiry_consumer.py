@@ -19,7 +19,7 @@ from coupon_clock.infrastructure.scheduling.due_result import Retry
 from coupon_clock.infrastructure.scheduling.expiry_consumer import ExpiryConsumer
 from coupon_clock.testing import TestApplication
 from deadlines import eventually
-from examples import EVENING, MICROSECOND, NOON, SHOP, a_template, change
+from examples import EVENING, MICROSECOND, MORNING, NOON, SHOP, a_template, change
 
 NOW = timedelta(0)
 LEAD = timedelta(seconds=10)
@@ -42,7 +42,7 @@ class Inbox(MemoryBroker):
         self.done += [delivery.message_id for delivery in deliveries]
 
     def give_back(self, deliveries) -> None:
-        self.back += [delivery.body for delivery in deliveries]
+        self.back += [delivery.message_id.encode() for delivery in deliveries]
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def test_the_same_message_many_times_ends_once(app, inbox, consumer):
     assert len(inbox.done) == 5
 
 
-def test_a_message_due_years_ahead_is_not_held_and_its_alarm_is_armed_again(app, inbox, consumer):
+def test_a_message_due_years_ahead_is_not_held_and_its_alarm_is_armed_again_in_time(app, inbox, consumer):
     template = a_template(valid_until=EVENING)
     app.execute(template)
     alarms = Alarms(app.database)
@@ -146,6 +146,7 @@ def test_a_message_due_years_ahead_is_not_held_and_its_alarm_is_armed_again(app,
 
     consumer.run_once()
     assert len(inbox.done) == 2
+    turn(app, EVENING - timedelta(seconds=60))
     assert [alarm.stream_id for alarm in alarms.claim(timedelta(days=1), 10)] == [template.template_id]
 
 
@@ -252,7 +253,7 @@ def test_an_unreadable_message_that_cannot_be_set_aside_yet_spoils_no_other(app,
     consumer = consumer_of(app, inbox)
     inbox.bodies = [b"not JSON", due(template)]
 
-    def away(delivery, reason):
+    def away(rejected):
         raise DatabaseUnavailable("it restarts")
 
     consumer._rejected.add = away
@@ -260,6 +261,83 @@ def test_an_unreadable_message_that_cannot_be_set_aside_yet_spoils_no_other(app,
         consumer.receive(NOW)
     consumer.act(0.0)
     assert is_ended(app, template)
+
+
+UNREADABLE = {
+    "deeply nested": b"[" * 200_000,
+    "deeply nested in a field that is ignored": b'{"type":"ExpiryDue","x":' + b"[" * 200_000,
+    "no UTF-8": b'{"type":"\xff\xfe"}',
+    "another type": b'{"type":"' + b"x" * 250_000 + b'"}',
+    "a number for an id": b'{"type":"ExpiryDue","v":1,"stream_id":1,"due_at":"2026-03-01T12:00:00Z"}',
+    "no time zone": b'{"type":"ExpiryDue","v":1,"stream_id":"%s","due_at":"2026-03-01T12:00:00"}'
+    % str(uuid4()).encode(),
+    "outside the calendar": b'{"type":"ExpiryDue","v":1,"stream_id":"%s","due_at":"0001-01-01T00:00:00+14:00"}'
+    % str(uuid4()).encode(),
+    "nothing": b"",
+    "a huge number": b"1" * 100_000,
+}
+
+
+@pytest.mark.parametrize("body", UNREADABLE.values(), ids=UNREADABLE.keys())
+def test_whatever_cannot_be_read_is_rejected_and_spoils_nothing_received_with_it(app, consumer, inbox, body):
+    template = a_template(valid_until=NOON)
+    app.execute(template)
+    turn(app, NOON)
+    inbox.bodies = [body, due(template), body]
+    consumer.receive(NOW)
+    consumer.act(0.0)
+    assert is_ended(app, template)
+
+    first, second = app.maintenance.rejected()
+    assert (first.body, first.body_bytes) == (body[:4096], len(body))
+    assert max(len(each.reason) for each in (first, second)) <= 500
+    consumer.acknowledge(0.0)
+    assert len(inbox.done) == 3
+
+
+def test_messages_of_unknown_streams_are_rejected_many_at_once(app, inbox, caplog):
+    caplog.set_level("WARNING", logger="coupon_clock")
+    turn(app, NOON)
+    consumer = consumer_of(app, inbox, max_held=2_000)
+    inbox.bodies = [to_wire(ExpiryDue(uuid4(), NOON)) for _ in range(400)]
+    consumer.receive(NOW)
+    assert consumer.act(0.0)["rejected"] == 400
+    assert len(app.maintenance.rejected()) == 400
+    assert [record.message.split(" action")[0] for record in caplog.records] == ["rejected"]
+    (first, *_) = app.maintenance.rejected()
+    assert b"ExpiryDue" in first.body, "as it was"
+
+
+def test_what_is_held_keeps_no_body(app, consumer, inbox):
+    template = a_template(valid_until=NOON)
+    app.execute(template)
+    turn(app, NOON - timedelta(seconds=5))
+    inbox.bodies = [due(template)[:-1] + b',"padding":"' + b"x" * 250_000 + b'"}']
+    consumer.receive(NOW)
+    assert [len(held.delivery.body) for held in consumer._held.take_later(MORNING)] == [0]
+
+
+def test_rejected_messages_are_bounded_the_oldest_go_first(app, monkeypatch):
+    monkeypatch.setattr("coupon_clock.infrastructure.messaging.rejected.MOST_ROWS", 10)
+    for start in (0, 8, 16):
+        app.runtime.rejected.add([(Delivery(str(n), b"x", None), "a test") for n in range(start, start + 8)])
+    assert [each.message_id for each in app.maintenance.rejected()] == [str(n) for n in range(14, 24)]
+
+
+def test_an_alarm_whose_message_came_too_early_is_published_again_once_it_can_be_held(app, consumer, inbox):
+    """As where the broker's clock is ahead of PostgreSQL's."""
+    template = a_template(valid_until=NOON)
+    app.execute(template)
+    alarms = Alarms(app.database)
+    turn(app, NOON - timedelta(seconds=310))
+    assert len(alarms.claim(timedelta(hours=1), 10)) == 1
+    inbox.bodies = [due(template)]
+    consumer.run_once()
+    assert len(inbox.done) == 1
+    assert alarms.claim(timedelta(hours=1), 10) == [], "it would come too early again"
+
+    turn(app, NOON - timedelta(seconds=60))
+    assert [alarm.stream_id for alarm in alarms.claim(timedelta(hours=1), 10)] == [template.template_id]
 
 
 MORNING_SOON = a_template().valid_from + timedelta(seconds=50)
