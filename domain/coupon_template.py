@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from functools import reduce
 from itertools import chain
+from typing import TypeVar
 from uuid import UUID
 
 from msgspec import Struct
@@ -24,7 +25,10 @@ from coupon_clock.domain.commands import (
 from coupon_clock.domain.decider import Decider
 from coupon_clock.domain.errors import CommandConflict, CouponTemplateNotFound, CouponTemplateOver
 from coupon_clock.domain.events import Created, Ended, EndReason, Event, StockIncreased, TemplateFields, ValidityChanged
+from coupon_clock.domain.texts import normalized
 from coupon_clock.domain.validity import utc
+
+Rule = TypeVar("Rule", bound=Struct)
 
 
 class CouponTemplate(Struct, frozen=True, gc=False):
@@ -174,11 +178,21 @@ def refuse_when_over(template: CouponTemplate, now: datetime) -> None:
 
 
 def created_by(command: CreateCouponTemplate) -> Created:
-    """The fields as they were asked for; a name is trimmed, times are in UTC."""
+    """The fields as they were asked for; texts are normalized, times are in UTC."""
     fields = {field: getattr(command, field) for field in TemplateFields.__struct_fields__}
-    trimmed = {"name": command.name.strip()}
+    texts = {
+        "name": normalized(command.name),
+        "goods": command.goods and normalized(command.goods),
+        "receive_rule": with_normalized(command.receive_rule, "usage_instructions"),
+        "consume_rule": with_normalized(command.consume_rule, "explanation_of_unmet_conditions"),
+    }
     times = {"valid_from": utc(command.valid_from), "valid_until": utc(command.valid_until)}
-    return Created(**fields | trimmed | times)
+    return Created(**fields | texts | times)
+
+
+def with_normalized(rule: Rule, field: str) -> Rule:
+    text = getattr(rule, field)
+    return rule if (kept := normalized(text)) == text else replace(rule, **{field: kept})
 
 
 def is_same_content(created: Created, command: CreateCouponTemplate) -> bool:

@@ -18,6 +18,7 @@ from coupon_clock.domain.commands import Command, CreateCouponTemplate
 from coupon_clock.domain.discount import Discount, FixedAmount, Percentage, ThresholdAmount
 from coupon_clock.domain.errors import InvalidCommand, Problem
 from coupon_clock.domain.events import ConsumeRule, ReceiveRule
+from coupon_clock.domain.texts import has_control_characters, is_visible, normalized
 from coupon_clock.domain.validity import utc
 
 SOURCES = ("shop", "platform")
@@ -25,10 +26,11 @@ TARGETS = ("product", "all_products")
 LARGEST_NUMBER = 2**63 - 1
 LARGEST_AMOUNT = 10**12
 LARGEST_STOCK = 20_000_000
-LONGEST_STREAM = 10_000
+LONGEST_STREAM = 1_000
 LATEST_END = datetime(9000, 1, 1, tzinfo=UTC)
 LONGEST_NAME = 100
 LONGEST_GOODS = 500
+LONGEST_ACTOR = 200
 LONGEST_INSTRUCTIONS = 1_000
 LONGEST_EXPLANATION = 500
 
@@ -71,7 +73,7 @@ def is_storable_subclass(value: object, types: tuple[type, ...]) -> bool:
 
 
 def actor_problems(command: Command) -> Problems:
-    yield from storable("actor", command.actor or "")
+    yield from at_most("actor", command.actor or "", LONGEST_ACTOR)
 
 
 def creation_problems(command: CreateCouponTemplate, now: datetime) -> Problems:
@@ -89,17 +91,19 @@ def creation_problems(command: CreateCouponTemplate, now: datetime) -> Problems:
 
 
 def name_problems(name: str) -> Problems:
-    if not 1 <= len(name.strip()) <= LONGEST_NAME:
+    if not 1 <= len(normalized(name)) <= LONGEST_NAME:
         yield Problem("name", name, f"must have 1 to {LONGEST_NAME} characters after trimming")
-    yield from storable("name", name)
+    else:
+        yield from visible("name", name)
 
 
 def goods_problems(target: str, goods: str | None) -> Problems:
-    if target == "product" and not (goods and goods.strip()):
+    if target == "product" and not (goods and normalized(goods)):
         yield Problem("goods", goods, "must name the product that the target 'product' means")
-    if target == "all_products" and goods is not None:
+    elif target == "all_products" and goods is not None:
         yield Problem("goods", goods, "must be none for the target 'all_products'")
-    yield from at_most("goods", goods or "", LONGEST_GOODS)
+    elif goods:
+        yield from list(at_most("goods", goods, LONGEST_GOODS)) or visible("goods", goods)
 
 
 def discount_problems(discount: Discount) -> Problems:
@@ -119,14 +123,14 @@ def discount_problems(discount: Discount) -> Problems:
 
 def receive_rule_problems(rule: ReceiveRule) -> Problems:
     yield from within("receive_rule.limit_per_person", rule.limit_per_person, 1, LARGEST_NUMBER)
-    yield from at_most("receive_rule.usage_instructions", rule.usage_instructions, LONGEST_INSTRUCTIONS)
+    yield from at_most("receive_rule.usage_instructions", rule.usage_instructions, LONGEST_INSTRUCTIONS, lines=True)
 
 
 def consume_rule_problems(rule: ConsumeRule) -> Problems:
     if rule.hours_after_claim is not None:
         yield from within("consume_rule.hours_after_claim", rule.hours_after_claim, 1, LARGEST_NUMBER)
     explanation = rule.explanation_of_unmet_conditions
-    yield from at_most("consume_rule.explanation_of_unmet_conditions", explanation, LONGEST_EXPLANATION)
+    yield from at_most("consume_rule.explanation_of_unmet_conditions", explanation, LONGEST_EXPLANATION, lines=True)
 
 
 def validity_problems(valid_from: datetime, valid_until: datetime, now: datetime) -> Problems:
@@ -183,16 +187,24 @@ def amount(field: str, value: int) -> Problems:
     yield from within(field, value, 1, LARGEST_AMOUNT)
 
 
-def at_most(field: str, text: str, longest: int) -> Problems:
-    if len(text) > longest:
+def at_most(field: str, text: str, longest: int, *, lines: bool = False) -> Problems:
+    """`lines`: it may have line breaks and tabs."""
+    if len(normalized(text)) > longest:
         yield Problem(field, text, f"must have at most {longest:,} characters")
-    yield from storable(field, text)
+    else:
+        yield from storable(field, text, lines=lines)
 
 
-def storable(field: str, text: str) -> Problems:
-    """What is stored as text holds any character but NUL, and UTF-8 no lone surrogate."""
-    if "\0" in text or not is_utf8(text):
-        yield Problem(field, text, "must not contain NUL or half of a surrogate pair")
+def visible(field: str, text: str) -> Problems:
+    if found := list(storable(field, text)):
+        yield from found
+    elif not is_visible(text):
+        yield Problem(field, text, "must have a character that can be seen")
+
+
+def storable(field: str, text: str, *, lines: bool = False) -> Problems:
+    if has_control_characters(text, lines=lines):
+        yield Problem(field, text, "must not contain control characters, changes of direction or half a surrogate pair")
 
 
 def is_utf8(text: str) -> bool:

@@ -28,6 +28,7 @@ from coupon_clock.domain.events import (
     ValidityChanged,
 )
 from coupon_clock.domain.rules import Problems
+from coupon_clock.domain.texts import normalized
 from coupon_clock.infrastructure.event_store.store import Envelope
 from coupon_clock.infrastructure.postgres.database import Schema
 from coupon_clock.projections.engine.projection import Projection, same_shape
@@ -176,11 +177,13 @@ def filter_problems(filters: Filters) -> Problems:
         elif isinstance(value, datetime):
             yield from rules.instant(field, value)
         elif isinstance(value, str):
-            yield from rules.storable(field, value)
+            yield from rules.at_most(field, value, rules.LONGEST_GOODS)
 
 
 def given(filters: Filters) -> dict[str, Any]:
-    return {field: value for field, value in asdict(filters).items() if value is not None}
+    """Texts in the form in which they are kept."""
+    filled = {field: value for field, value in asdict(filters).items() if value is not None}
+    return {field: normalized(value) if isinstance(value, str) else value for field, value in filled.items()}
 
 
 CHOICES: dict[str, tuple[str, ...]] = {

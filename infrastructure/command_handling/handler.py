@@ -39,6 +39,7 @@ CHUNK = 1_000
 PATIENCE_S = 15.0
 """How long a chunk is tried again from its first failure on, longer than a statement may take: conflicts are decided
 again, what times out is halved."""
+LONGEST_ACTOR = 200
 EACH_WAIT = timedelta(milliseconds=5)
 """Longest wait for each stream by itself, once a batch has waited in vain."""
 
@@ -381,6 +382,8 @@ def refuse_unstorable(command_id: Any, actor: Any, expected_version: Any) -> Non
         problems.append(Problem("command_id", command_id, "must be a UUID"))
     if not (actor is None or isinstance(actor, str)):
         problems.append(Problem("actor", actor, "must be a text or none"))
+    elif actor and len(actor) > LONGEST_ACTOR:
+        problems.append(Problem("actor", actor, f"must have at most {LONGEST_ACTOR} characters"))
     elif actor and not is_storable(actor):
         problems.append(Problem("actor", actor, "must not contain NUL or half of a surrogate pair"))
     if not (expected_version is None or type(expected_version) is int):

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coupon_clock.domain.commands import Command
-from coupon_clock.domain.coupon_template import decide, fold
+from coupon_clock.domain.coupon_template import created_by, decide, fold
 from coupon_clock.domain.discount import FixedAmount, Percentage, ThresholdAmount
 from coupon_clock.domain.errors import InvalidCommand, Problem
 from coupon_clock.domain.events import ConsumeRule, Event, ReceiveRule
@@ -342,7 +342,49 @@ def read_back(event: Event) -> Event:
 
 
 def test_a_stream_that_is_full_says_so_beside_other_broken_rules():
-    full = msgspec.structs.replace(fold([created()]), version=10_000)
+    full = msgspec.structs.replace(fold([created()]), version=1_000)
 
     assert fields(problems(increase(TEMPLATE, by=0), state=full)) == ["version", "by"]
     assert fields(problems(change(TEMPLATE, until=MORNING), state=full)) == ["version", "valid_until", "valid_until"]
+
+
+# ── texts ────────────────────────────────────────────────────────────────────────────────────────
+
+TEXTS = {
+    "name": lambda text: {"name": text},
+    "goods": lambda text: {"target": "product", "goods": text},
+    "actor": lambda text: {"actor": text},
+    "usage_instructions": lambda text: {"receive_rule": ReceiveRule(limit_per_person=1, usage_instructions=text)},
+    "explanation": lambda text: {"consume_rule": ConsumeRule(explanation_of_unmet_conditions=text)},
+}
+
+
+@pytest.mark.parametrize("given", TEXTS.values(), ids=TEXTS.keys())
+@pytest.mark.parametrize("text", ["a\x1b[2J", "a\0", "a\x7f", "a\u202eb", "a\u2067b", "a\u2028b", "a\ud800", "a\rb"])
+def test_no_text_has_control_characters_or_changes_of_direction(given, text):
+    (problem,) = problems(a_template(**given(text)))
+    assert "control characters" in problem.reason
+
+
+@pytest.mark.parametrize("given", TEXTS.values(), ids=TEXTS.keys())
+def test_every_text_is_bounded(given):
+    assert len(problems(a_template(**given("x" * 60_000_000)))) == 1
+
+
+@pytest.mark.parametrize("text", ["\u200b", "\u200b\u2060 ", "\u00ad", "\u3000\ufeff"])
+def test_what_nobody_can_see_is_no_name_and_no_goods(text):
+    assert problems(a_template(name=text))
+    assert problems(a_template(target="product", goods=text))
+
+
+@pytest.mark.parametrize("field", ["usage_instructions", "explanation"])
+def test_long_texts_may_have_lines(field):
+    assert problems(a_template(**TEXTS[field]("one\n\ttwo"))) == []
+
+
+def test_texts_are_kept_composed_and_trimmed_so_that_what_looks_the_same_is_the_same():
+    decomposed, composed = a_template(name=" Cafe\u0301\u3000", goods="e\u0301 ", target="product"), "Caf\u00e9"
+    made = created_by(decomposed)
+    assert (made.name, made.goods) == (composed, "\u00e9")
+    same = msgspec.structs.replace(decomposed, name=composed, goods="\u00e9")
+    assert created_by(same) == made
