@@ -147,11 +147,14 @@ def look(over: Event, servers: LogServers, journal: Journal) -> None:
 
 
 def disturb(faults: Faults, planned: Sequence[Fault], time_of_run: TimeOfRun) -> None:
-    """Does all of them, each lane beside the others; returns when all are over."""
+    """Does all of them, each lane beside the others; returns when all are over. Servers may take long to start: a lane
+    that is late goes on at once, and ends with the commands."""
 
     def do(lane: Sequence[Fault]) -> None:
         for fault in lane:
             sleep(max(0.0, fault.at - time_of_run.now()))
+            if time_of_run.is_over():
+                return
             faults.do(fault)
 
     threads = [Thread(target=do, args=(lane,)) for lane in by_lane(planned)]
