@@ -34,7 +34,9 @@ RECONNECT_S = 6.0
 BEGIN_S = 4.0
 """From the start of a process until its loops run."""
 VISIBLE_S = 1.0
-"""From the time that a commit has until all see it, on a busy machine."""
+"""From the time that a commit has until all see it, on a busy machine; what was seen to take longer is added."""
+SLOW_COMMIT_S = 0.5
+"""P3: while any commit takes longer, endings do too."""
 STEP_S = 0.5
 """Around a step of the clock, nothing is known of what time it was elsewhere."""
 
@@ -129,12 +131,13 @@ def check(url: str, folder: Path, schemas: dict[str, str]) -> Result:
     figures: dict[str, Any] = dict(counted(notes))
     with psycopg.connect(url, autocommit=True) as connection:
         clock = Clock.read(connection)
+        commits = Commits(Window(note["began"], note["at"]) for note in notes.of("slow commit"))
         for letter, schema in schemas.items():
             log = read(connection, schema)
             faults = FaultTimes(notes, letter, clock)
             found = [
                 *streams_are_whole(log),
-                *readers_were_told_the_truth(log, notes, letter, clock, figures),
+                *readers_were_told_the_truth(log, notes, letter, clock, commits, figures),
                 *ends_are_right(log),
                 *lateness_is_bounded(log, faults, figures),
                 *answers_hold(log, notes, letter, figures),
@@ -208,6 +211,20 @@ def instant(text: str) -> datetime:
     return datetime.fromisoformat(text).astimezone(UTC)
 
 
+class Commits:
+    """When each event was committed, and from when on surely all saw it: commits that took long were noted."""
+
+    def __init__(self, slow: Iterable[Window]) -> None:
+        self._slow = merged(slow)
+
+    def seen_by_all(self, event: "StoredEvent") -> float:
+        at = committed(event) + VISIBLE_S
+        for window in self._slow:
+            if window.began - VISIBLE_S <= at and committed(event) <= window.ended:
+                at = max(at, window.ended + VISIBLE_S)
+        return at
+
+
 class Clock:
     """What PostgreSQL's time was when the host's was that, by the steps that were made."""
 
@@ -277,7 +294,7 @@ def ends_are_right(log: Log) -> Iterator[str]:
 
 
 def readers_were_told_the_truth(
-    log: Log, notes: Notes, letter: str, clock: Clock, figures: dict[str, Any]
+    log: Log, notes: Notes, letter: str, clock: Clock, commits: Commits, figures: dict[str, Any]
 ) -> Iterator[str]:
     yield from moves_came_in_time(log, clock)
     by_template: dict[str, list[dict[str, Any]]] = defaultdict(list)
@@ -291,11 +308,11 @@ def readers_were_told_the_truth(
         for note in sorted(seen, key=lambda note: note["began"]):
             if clock.is_stepping(note["began"], note["at"]):
                 continue
-            yield from answer_was_right(template, note, clock)
+            yield from answer_was_right(template, note, clock, commits)
             if not note["usable"]:
                 over_since = min(over_since or note["at"], note["at"])
             elif over_since is not None and note["began"] > over_since:
-                if came_to_life_by_a_long_commit(template, over_since, note["at"], clock):
+                if came_to_life_by_a_long_commit(template, over_since, note["at"], clock, commits):
                     count(figures, "came back to life by a commit longer than 20 ms", 1)
                 else:
                     later = note["began"] - over_since
@@ -303,11 +320,11 @@ def readers_were_told_the_truth(
                 over_since = None
 
 
-def answer_was_right(template: Template, note: dict[str, Any], clock: Clock) -> Iterator[str]:
+def answer_was_right(template: Template, note: dict[str, Any], clock: Clock, commits: Commits) -> Iterator[str]:
     """Judged by the ends that it may have had from the question to the answer."""
     began, ended = clock.postgresql(note["began"]), clock.postgresql(note["at"])
-    ends = [end.timestamp() for end in possible_ends(template, note["began"], note["at"])]
-    over = template.ended is not None and committed(template.ended.event) + VISIBLE_S < note["began"]
+    ends = [end.timestamp() for end in possible_ends(template, note["began"], note["at"], commits)]
+    over = template.ended is not None and commits.seen_by_all(template.ended.event) < note["began"]
     if note["usable"] and (over or began >= max(ends)):
         yield f"P0: {template.last.stream} was called usable {began - max(ends):.6f} s after its end"
     never_ended = template.ended is None or committed(template.ended.event) > note["at"] + VISIBLE_S
@@ -315,11 +332,11 @@ def answer_was_right(template: Template, note: dict[str, Any], clock: Clock) -> 
         yield f"P0: {template.last.stream} was called over {min(ends) - ended:.6f} s before its end"
 
 
-def possible_ends(template: Template, began: float, ended: float) -> list[datetime]:
+def possible_ends(template: Template, began: float, ended: float, commits: Commits) -> list[datetime]:
     """Each that was not surely replaced before, nor surely set after."""
     ends = []
     for (end, event), (_, following) in zip(template.ends, [*template.ends[1:], (None, None)], strict=True):
-        replaced = following is not None and committed(following) + VISIBLE_S < began
+        replaced = following is not None and commits.seen_by_all(following) < began
         if not replaced and committed(event) <= ended + VISIBLE_S:
             ends.append(end)
     return ends
@@ -339,10 +356,12 @@ def moves_came_in_time(log: Log, clock: Clock) -> Iterator[str]:
                 yield f"P0: the end of {stream} was moved {late:.6f} s after it came (version {event.version})"
 
 
-def came_to_life_by_a_long_commit(template: Template, over_at: float, usable_at: float, clock: Clock) -> bool:
+def came_to_life_by_a_long_commit(
+    template: Template, over_at: float, usable_at: float, clock: Clock, commits: Commits
+) -> bool:
     """Its commit began in time, and others saw it late: the promise is for commits that take less."""
     return any(
-        committed(event) <= over_at + VISIBLE_S
+        committed(event) <= over_at <= commits.seen_by_all(event)
         and clock.postgresql(committed(event)) < end.timestamp()
         and clock.postgresql(usable_at) >= end.timestamp()
         for (end, _), (_, event) in zip(template.ends, template.ends[1:], strict=False)
@@ -359,13 +378,17 @@ class FaultTimes:
         self._clock = clock
         windows = [window for note in notes.of("fault") if (window := of_fault(note, letter))]
         windows += all_down(notes, letter)
-        windows += [Window(note["began"], note["at"]) for note in notes.of("machine stood still")]
+        for what in "machine stood still", "slow commit":
+            windows += [w for n in notes.of(what) if (w := Window(n["began"], n["at"])).ended - w.began > SLOW_COMMIT_S]
         self._windows = merged(windows)
         self._locks = lock_windows(notes, letter)
 
-    def lateness(self, stream: str, valid_until: datetime, recorded_at: datetime) -> tuple[float, float]:
-        """In seconds: as it was, and less the faults' times in it."""
-        began, ended = valid_until.timestamp(), recorded_at.timestamp()
+    def lateness(self, template: Template, recorded_at: datetime) -> tuple[float, float]:
+        """In seconds: as it was, and less the faults' times in it. It begins with the commit that set the end, if that
+        came first."""
+        (valid_until, setting), stream = template.ends[-1], template.last.stream
+        began = max(valid_until.timestamp(), self._clock.postgresql(committed(setting)))
+        ended = recorded_at.timestamp()
         if ended - began < IN_TIME_S:
             return ended - began, ended - began
         windows = merged([*self._around(began, ended), *self._locks.get(stream, ())])
@@ -437,7 +460,7 @@ def lateness_is_bounded(log: Log, faults: FaultTimes, figures: dict[str, Any]) -
         if template.ended is None or template.ended.reason != "expired":
             continue
         recorded_at = template.ended.event.recorded_at
-        late, own = faults.lateness(stream, template.valid_until, recorded_at)
+        late, own = faults.lateness(template, recorded_at)
         all_late.append(late)
         undisturbed.append(max(0.0, own))
         if own > LATEST_S + BACKLOG_S:

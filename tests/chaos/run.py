@@ -35,6 +35,7 @@ FROM_COMMAND_LINE = {"a3"}
 ALL_RUN_WITHIN_S = 120.0
 ALL_OUT_WITHIN_S = 120.0
 STOOD_STILL_S = 0.5
+SLOW_COMMIT_S = 0.1
 LOOK_EVERY_S = 3.0
 MOST_SHOWN = 5
 SHARES = ("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999), ("most", 1.0)
@@ -56,7 +57,12 @@ def run(options: Options, folder: Path) -> checker.Result:
     broker = message_server(folder) if options.broker else None
     time_of_run, over = TimeOfRun(folder, options.seconds), Event()
     processes = {name: supervised(name, options, folder, servers, broker, journal) for name in PROCESSES}
-    watches = [Thread(target=watch, args=(over, journal)), Thread(target=look, args=(over, servers, journal))]
+    watches = [
+        Thread(target=watch, args=(over, journal)),
+        Thread(target=look, args=(over, servers, journal)),
+        Thread(target=commit, args=(over, servers, journal)),
+        *(Thread(target=keep, args=(over, processes[name])) for name in FROM_COMMAND_LINE),
+    ]
     try:
         for schema in SCHEMAS.values():
             Application.migrate(Settings.load(database_url=servers.url, database_schema=schema))
@@ -128,6 +134,23 @@ def watch(over: Event, journal: Journal) -> None:
             return
         if time() - began > STOOD_STILL_S:
             journal.note("machine stood still", began=began)
+
+
+def keep(over: Event, process: Supervised) -> None:
+    """Starts it again, as a supervisor would: `coupon-clock run` does not wait for a PostgreSQL that is away."""
+    while not over.wait(0.5):
+        process.start_again()
+
+
+def commit(over: Event, servers: LogServers, journal: Journal) -> None:
+    """Notes which commits take long: of nothing but one row, so that it is the server that was slow."""
+    while not over.wait(0.1):
+        with suppress(psycopg.Error), servers.connect() as connection:
+            while not over.wait(0.05):
+                began = time()
+                connection.execute("INSERT INTO chaos.probe DEFAULT VALUES")
+                if time() - began > SLOW_COMMIT_S:
+                    journal.note("slow commit", began=began)
 
 
 def look(over: Event, servers: LogServers, journal: Journal) -> None:

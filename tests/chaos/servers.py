@@ -30,6 +30,7 @@ synchronous_standby_names = '*'
 SCHEMA = """
 CREATE SCHEMA chaos;
 CREATE TABLE chaos.step (at timestamptz, by_seconds float8);
+CREATE TABLE chaos.probe (at timestamptz DEFAULT clock_timestamp());
 CREATE TABLE chaos.callers_row (log text, command_id uuid, PRIMARY KEY (log, command_id));
 CREATE TABLE chaos.followed (
     number bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,

@@ -7,11 +7,14 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 from time import time
 
 from chaos.journal import Journal
 
 STOP_SECONDS = 30.0
+CANNOT_BE_DONE = 2
+"""The exit code of the command line, where PostgreSQL is away as it starts, too."""
 LIFE = "CHAOS_LIFE"
 """In the environment: how often a process of that name was started before."""
 
@@ -29,19 +32,28 @@ class Supervised:
         self._journal = journal
         self._process: subprocess.Popen[bytes] | None = None
         self._lives = 0
+        self._lock = Lock()
 
     def start(self) -> None:
         self._process = self._run(self._command)
         self._lives += 1
         self._note("began")
 
+    def start_again(self) -> None:
+        """If it ended because PostgreSQL was away."""
+        with self._lock:
+            if self._running().poll() == CANNOT_BE_DONE:
+                self._note("ended")
+                self.start()
+
     def kill(self) -> None:
         """As by kill -9, unless it has ended by itself before."""
-        process = self._running()
-        self.note_own_end()
-        process.kill()
-        process.wait()
-        self._note("ended")
+        with self._lock:
+            process = self._running()
+            self.note_own_end()
+            process.kill()
+            process.wait()
+            self._note("ended")
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
@@ -67,8 +79,8 @@ class Supervised:
             process.wait()
 
     def note_own_end(self) -> None:
-        """It should not."""
-        if (code := self._running().poll()) is not None:
+        """It should not, but for that."""
+        if (code := self._running().poll()) not in (None, CANNOT_BE_DONE):
             self._journal.note("unexpected", by=self.name, error=f"it ended by itself, exit code {code}")
 
     def says(self, words: str) -> bool:

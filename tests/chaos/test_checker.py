@@ -280,3 +280,16 @@ def test_only_what_takes_postgresql_away_excuses(broken, kind, target, excused):
     began = broken.end_of(ENDED) - 1
     broken.note("fault", kind=kind, target=target, began=began, ended=began + 9)
     assert ("P3" in broken.broken()) is not excused
+
+
+def test_while_commits_are_slow_endings_may_be(broken):
+    broken.sql("UPDATE coupon_clock.event SET recorded_at = recorded_at + '4 s'::interval WHERE cause <> 'command'")
+    broken.note("slow commit", began=broken.end_of(ENDED) - 1)
+    assert "P3" not in broken.broken()
+
+
+def test_an_end_that_had_come_before_its_template_was_stored_is_late_from_then_on(broken):
+    broken.sql("UPDATE coupon_clock.event SET topic = topic WHERE originator_id = %s AND originator_version = 1", ENDED)
+    broken.sql("UPDATE coupon_clock.event SET recorded_at = recorded_at + '4 s'::interval WHERE cause <> 'command'")
+    violations = [violation for violation in broken.violations() if "P3" in violation]
+    assert [str(MOVED) in violation for violation in violations] == [True]
