@@ -131,7 +131,7 @@ def check(url: str, folder: Path, schemas: dict[str, str]) -> Result:
     figures: dict[str, Any] = dict(counted(notes))
     with psycopg.connect(url, autocommit=True) as connection:
         clock = Clock.read(connection)
-        commits = Commits(Window(note["began"], note["at"]) for note in notes.of("slow commit"))
+        commits = Commits(slow_commits(notes))
         for letter, schema in schemas.items():
             log = read(connection, schema)
             faults = FaultTimes(notes, letter, clock)
@@ -378,8 +378,8 @@ class FaultTimes:
         self._clock = clock
         windows = [window for note in notes.of("fault") if (window := of_fault(note, letter))]
         windows += all_down(notes, letter)
-        for what in "machine stood still", "slow commit":
-            windows += [w for n in notes.of(what) if (w := Window(n["began"], n["at"])).ended - w.began > SLOW_COMMIT_S]
+        windows += [Window(note["began"], note["at"]) for note in notes.of("machine stood still")]
+        windows += [w for w in slow_commits(notes) if w.ended - w.began > SLOW_COMMIT_S]
         self._windows = merged(windows)
         self._locks = lock_windows(notes, letter)
 
@@ -412,6 +412,10 @@ def of_fault(note: dict[str, Any], letter: str) -> Window | None:
         case "freeze connections" if note["target"].startswith(letter):
             return Window(began, began + SILENT_S)
     return None
+
+
+def slow_commits(notes: Notes) -> list[Window]:
+    return [Window(note["began"], note["at"]) for note in notes.of("slow commit")]
 
 
 def all_down(notes: Notes, letter: str) -> list[Window]:

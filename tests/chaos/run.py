@@ -34,7 +34,7 @@ FROM_COMMAND_LINE = {"a3"}
 """Runs nothing but `coupon-clock run`."""
 ALL_RUN_WITHIN_S = 120.0
 ALL_OUT_WITHIN_S = 120.0
-STOOD_STILL_S = 0.5
+STOOD_STILL_S = 0.1
 SLOW_COMMIT_S = 0.1
 LOOK_EVERY_S = 3.0
 MOST_SHOWN = 5
