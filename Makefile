@@ -10,7 +10,7 @@ PACKAGES := cli domain importing infrastructure local_servers maintenance projec
 SOURCES := $(sort $(wildcard *.py) $(shell find $(PACKAGES) -name '*.py' -o -name '*.sql' -o -name '*.txt'))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-long chaos compare lint format docs clean check-python
+.PHONY: help setup demo test test-fast test-long chaos mutants compare lint format docs clean check-python
 
 help:  ## Show this list.
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -31,6 +31,9 @@ test-long: setup  ## Run what takes long, and all versions (RUNS="words": only t
 
 chaos: setup  ## Break all there is by a seeded schedule, and check the promise (SECONDS=60 SEED=1 BROKER=memory PROMOTION=1).
 	@PYTHONPATH=tests $(BIN)/python -m chaos.run --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) --broker $(BROKER) $(if $(PROMOTION),--promotion)
+
+mutants: setup  ## Put each known bug back, and see which test finds it (NAMES="words": only these).
+	@$(BIN)/python tests/mutants/run.py $(NAMES)
 
 compare: setup  ## Run the same job on what else ends things on time; results go into docs/benchmarks/.
 	@$(BIN)/python benchmarks/compare/run.py

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import hypothesis
 import pytest
 from rich.console import Console
 
@@ -33,6 +34,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="in tests/test_session_settings.py, walk once for each value of each setting, too",
     )
 
+
+hypothesis.settings.register_profile("long", max_examples=1_000)
+hypothesis.settings.register_profile("first")
 
 MORNING = datetime(2026, 3, 1, 8, tzinfo=UTC)
 

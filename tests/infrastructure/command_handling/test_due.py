@@ -12,7 +12,7 @@ from psycopg.errors import SerializationFailure
 
 from coupon_clock.app import Application
 from coupon_clock.domain.coupon_template import COUPON_TEMPLATES
-from coupon_clock.domain.events import Ended, EndReason, StoredEvent
+from coupon_clock.domain.events import Ended, EndReason, StoredEvent, ValidityChanged
 from coupon_clock.infrastructure.messaging.memory_broker import MemoryBroker
 from coupon_clock.infrastructure.scheduling.due_result import Completed, Failed, NotDue, Retry
 from coupon_clock.runtime import Runtime
@@ -113,6 +113,22 @@ def test_a_stream_that_another_writer_changed_is_decided_anew(app, database_url)
     app.clock.set(NOON)
     assert app.runtime.handle_due([template.template_id], "message").results == [Completed(ended_now=True)]
     assert [envelope.version for envelope in app.history(SHOP, template.template_id)] == [1, 2, 3]
+
+
+def test_an_end_that_another_writer_moved_is_not_stored_at_the_old_one(app, database_url):
+    """Who knows nothing of alarms leaves one with an ending that is no longer right."""
+    template = a_template(valid_until=NOON)
+    app.execute(template)
+    moved = ValidityChanged(SHOP, valid_from=MORNING, valid_until=EVENING)
+    with psycopg.connect(database_url) as connection:
+        connection.execute(
+            "INSERT INTO coupon_clock.event (originator_id, originator_version, topic, state) VALUES (%s, 2, %s, %s)",
+            (template.template_id, *app.store.encoded(moved)),
+        )
+    app.clock.set(NOON)
+    assert app.runtime.handle_due([], "reconciler").ended == 0
+    assert ended(app, template.template_id) is None
+    assert alarm(app, template.template_id)[0] == EVENING
 
 
 def test_an_alarm_that_is_due_before_its_stream_is_corrected(app, database_url):

@@ -13,9 +13,9 @@ from coupon_clock.app import Application, Outcome
 from coupon_clock.domain.coupon_template import COUPON_TEMPLATES
 from coupon_clock.domain.errors import CommandConflict, OutcomeUnknown
 from coupon_clock.domain.events import Ended, StockIncreased
-from coupon_clock.infrastructure.command_handling.handler import CommandHandler
+from coupon_clock.infrastructure.command_handling.handler import CommandHandler, Overtaken
 from coupon_clock.infrastructure.event_store.recorder import MOST_BYTES, MOST_EVENTS, EventLogRecorder
-from coupon_clock.infrastructure.event_store.store import EventStore, UnreadableEvent
+from coupon_clock.infrastructure.event_store.store import Conflict, EventStore, UnreadableEvent
 from coupon_clock.infrastructure.postgres.binary_cursor import BinaryCursor
 from coupon_clock.infrastructure.postgres.connection import connect
 from coupon_clock.infrastructure.postgres.errors import DatabaseUnavailable, DecidedTooLate, RolledBack, TimedOut
@@ -258,6 +258,33 @@ def test_commands_of_a_stream_keep_their_order_whatever_is_rolled_back_and_tried
     assert [outcome.version for outcome in outcomes] == [2, 2, 2, 3, 3, 3]
     for template in templates:
         assert [type(each.event) for each in live.history(SHOP, template.template_id)][1:] == [StockIncreased, Ended]
+
+
+class OthersComeFirst:
+    """A store in which others always come first on one stream, and once on any other."""
+
+    def __init__(self, store: EventStore, always: UUID) -> None:
+        self.load_many = store.load_many
+        self._store = store
+        self._met: set[UUID] = set()
+        self._always = always
+
+    def append(self, appends, *arguments, **options):
+        (stream_id, version) = appends[0].stream_id, appends[0].expected_version
+        if stream_id == self._always or stream_id not in self._met:
+            self._met.add(stream_id)
+            return [Conflict(stream_id, version, version + 1)]
+        return self._store.append(appends, *arguments, **options)
+
+
+def test_a_chunk_that_is_overtaken_for_long_leaves_the_next_one_its_patience(live):
+    templates = [ending_in(3600) for _ in range(2)]
+    live.execute_many(templates)
+    store = OthersComeFirst(live.store, always=templates[0].template_id)
+    handler = CommandHandler(store, COUPON_TEMPLATES, notify=lambda _: None, chunk=1, patience_s=0.2)
+    overtaken, stored = handler.handle_many([increase(template.template_id) for template in templates])
+    assert isinstance(overtaken, Overtaken)
+    assert stored.version == 2
 
 
 # ── much to load ─────────────────────────────────────────────────────────────────────────────────
