@@ -18,7 +18,7 @@ from chaos.time_of_run import TimeOfRun
 from chaos.unreliable_broker import UnreliableBroker
 from chaos.workload import Workload
 from coupon_clock.app import Application, DatabaseUnavailable, Settings
-from coupon_clock.infrastructure.telemetry import log_to_stderr
+from coupon_clock.infrastructure.logs import log_to_stderr
 from coupon_clock.runtime import broker_for
 
 VARIABLE = "CHAOS"

@@ -189,7 +189,7 @@ def disturb(faults: Faults, planned: Sequence[Fault], time_of_run: TimeOfRun) ->
 
 def wait_until_all_run(processes: Sequence[Supervised]) -> None:
     deadline = monotonic() + ALL_RUN_WITHIN_S
-    while not all(process.says("running") for process in processes):
+    while not all(process.says("running action=start") for process in processes):
         assert monotonic() < deadline, "not all processes run"
         sleep(0.05)
 

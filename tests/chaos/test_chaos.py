@@ -11,7 +11,9 @@ SEEDS = [355]
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_the_promise_holds_whatever_fails_for_20_seconds(tmp_path, seed):
-    result = run(Options(seed, 20), tmp_path)
+def test_the_promise_holds_whatever_fails_for_20_seconds(server_folder, seed):
+    folder = server_folder / f"chaos-{seed}"
+    folder.mkdir()
+    result = run(Options(seed, 20), folder)
     assert result.violations == []
     assert result.figures["notes: acknowledged"] > 100

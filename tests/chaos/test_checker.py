@@ -28,8 +28,8 @@ ENDED, MOVED, STOPPED, OPEN, SHARED = (UUID(int=number) for number in range(1, 6
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LogServers]:
-    servers = LogServers(tmp_path_factory.mktemp("checker"), [], standby=False)
+def server(server_folder: Path) -> Iterator[LogServers]:
+    servers = LogServers(server_folder / "checker", [], standby=False)
     yield servers
     servers.end()
 

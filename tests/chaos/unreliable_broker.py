@@ -60,9 +60,15 @@ class UnreliableBroker:
         return deliveries
 
     def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
-        real = [each for each in deliveries if each.receipt is not None]
-        if real:
+        if real := not_invented(deliveries):
             self._broker.acknowledge(real)
+
+    def give_back(self, deliveries: Sequence[Delivery]) -> None:
+        if real := not_invented(deliveries):
+            self._broker.give_back(real)
+
+    def stop_receiving(self) -> None:
+        self._broker.stop_receiving()
 
     def close(self) -> None:
         self._broker.close()
@@ -76,6 +82,10 @@ class UnreliableBroker:
     def _publish_late(self, messages: Sequence[ExpiryDue], lead: timedelta) -> None:
         with suppress(BrokerUnavailable):
             self._broker.publish(messages, lead)
+
+
+def not_invented(deliveries: Sequence[Delivery]) -> list[Delivery]:
+    return [each for each in deliveries if each.receipt is not None]
 
 
 def invented(body: bytes) -> Delivery:
