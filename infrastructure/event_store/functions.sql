@@ -80,7 +80,10 @@ BEGIN
     END IF;
 
     IF versions[1] = 1 AND ids[1] = ids[cardinality(ids)] THEN
-        NULL;  -- a new stream has no alarm
+        -- A new stream has no alarm yet.
+        IF alarm_due_ats[1] > decided_at AND alarm_due_ats[1] <= {schema}.now_utc() THEN
+            became_due := ARRAY[ids[1]];
+        END IF;
     ELSIF ids[1] = ids[cardinality(ids)] THEN
         SELECT alarm.due_at INTO held_due_at FROM {schema}.alarm WHERE alarm.stream_id = ids[1] FOR NO KEY UPDATE;
         IF held_due_at > decided_at AND held_due_at <= {schema}.now_utc() THEN
@@ -97,9 +100,12 @@ BEGIN
                   FROM {schema}.alarm
                  WHERE alarm.stream_id = ANY (ids)
                    AND NOT EXISTS (SELECT FROM held WHERE held.stream_id = alarm.stream_id)),
-               (SELECT array_agg(held.stream_id)
-                  FROM held
-                 WHERE held.due_at > decided_at AND held.due_at <= (SELECT {schema}.now_utc()))
+               (SELECT array_agg(passed.stream_id)
+                  FROM (SELECT held.stream_id, held.due_at FROM held
+                         UNION ALL
+                        SELECT change.id, change.due_at FROM unnest(alarm_ids, alarm_due_ats) AS change (id, due_at))
+                       AS passed
+                 WHERE passed.due_at > decided_at AND passed.due_at <= (SELECT {schema}.now_utc()))
           INTO busy, became_due;
     END IF;
 

@@ -306,6 +306,22 @@ def test_a_decision_made_before_a_stream_was_due_is_not_stored_after(app):
     assert len(app.history(SHOP, template.template_id)) == 1
 
 
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_template_that_ends_before_it_could_be_stored_is_refused_as_one_that_is_over(app, number):
+    append = app.store.append
+
+    def after_the_end(*arguments, **options):
+        app.clock.set(NOON)
+        return append(*arguments, **options)
+
+    app.clock.set(NOON - MICROSECOND)
+    app.store.append = after_the_end
+    templates = [a_template(valid_until=NOON) for _ in range(number)]
+    refused = app.execute_many(templates)
+    assert [type(each).__name__ for each in refused] == ["InvalidCommand"] * number
+    assert "valid_until must be after now" in str(refused[0])
+
+
 def test_a_callers_transaction_that_moves_an_end_cannot_commit_once_that_end_has_come(app):
     template = a_template(valid_until=NOON)
     app.execute(template)
