@@ -17,7 +17,7 @@ from coupon_clock.local_servers.detached import alive, end, find, launch, tellin
 from coupon_clock.local_servers.errors import ServerDidNotAnswer, ServerDidNotStart, ServersNotStarted
 from coupon_clock.local_servers.folder_lock import locked
 from coupon_clock.local_servers.rocketmq_configuration import CLUSTER, Options, Ports, configure
-from coupon_clock.local_servers.rocketmq_jars import rocketmq_jars
+from coupon_clock.local_servers.rocketmq_jars import pinned, rocketmq_jars
 
 NAME_SERVER = "org.apache.rocketmq.namesrv.NamesrvStartup"
 BROKER = "org.apache.rocketmq.proxy.ProxyStartup"
@@ -157,7 +157,7 @@ def java(folder: Path, jars: Path) -> list[str]:
         "--enable-native-access=ALL-UNNAMED",
         "--sun-misc-unsafe-memory-access=allow",
         "-cp",
-        f"{jars}/*",
+        ":".join(str(jars / jar.filename) for jar in pinned()),  # nothing else that may lie there
     ]
 
 

@@ -12,6 +12,7 @@ from coupon_clock.infrastructure.progress import no_progress
 from coupon_clock.local_servers import rocketmq_jars
 from coupon_clock.local_servers.errors import JarDamaged, JarNotDownloaded
 from coupon_clock.local_servers.rocketmq_jars import Jar, cache_folder
+from coupon_clock.local_servers.rocketmq_server import java
 
 CONTENT = {"one": b"1" * 3000, "two": b"2" * 2000, "three": b"3" * 1000}
 JARS = [Jar("org.example", n, "", "1.0", hashlib.sha256(c).hexdigest(), len(c)) for n, c in CONTENT.items()]
@@ -74,6 +75,20 @@ def test_only_a_jar_cut_short_in_the_cache_is_fetched_again(repository: Reposito
     rocketmq_jars.rocketmq_jars()
     assert repository.asked == ["two-1.0.jar"]
     assert jars_in(folder) == repository.content
+
+
+def test_a_jar_of_the_same_size_and_other_content_in_the_cache_is_fetched_again(repository: Repository) -> None:
+    folder = rocketmq_jars.rocketmq_jars()
+    (folder / "two-1.0.jar").write_bytes(b"5" * len(CONTENT["two"]))
+    repository.asked.clear()
+    rocketmq_jars.rocketmq_jars()
+    assert repository.asked == ["two-1.0.jar"]
+    assert jars_in(folder) == repository.content
+
+
+def test_only_pinned_jars_are_on_the_class_path(tmp_path: Path) -> None:
+    class_path = java(tmp_path, tmp_path)[-1]
+    assert class_path.split(":") == [str(tmp_path / jar.filename) for jar in rocketmq_jars.pinned()]
 
 
 def test_a_damaged_download_is_named_and_not_kept_and_the_next_try_fetches_it_again(repository: Repository) -> None:
