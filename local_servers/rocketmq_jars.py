@@ -1,7 +1,8 @@
 """RocketMQ's jars, fetched once from Maven Central into a cache outside the repository.
 
-Only what has the pinned checksum is moved into the cache, in one step, and what is there is checked again at every start:
-others may have written to it since. The list is pinned flat, because jgo cannot resolve a version range of the grpc dependencies.
+Only what has the pinned checksum is moved into the cache, in one step. What is there is checked again at every start,
+since others may have written to it. The list is pinned flat, because jgo cannot resolve a version range of the grpc
+dependencies.
 """
 
 import hashlib

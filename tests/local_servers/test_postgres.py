@@ -11,8 +11,13 @@ import psycopg
 import pytest
 
 from coupon_clock.local_servers.detached import end
-from coupon_clock.local_servers.errors import DataFolderOccupied, LocalServersUnavailable, ServerDidNotStart
-from coupon_clock.local_servers.postgres import LocalPostgres, binaries, major_version
+from coupon_clock.local_servers.errors import (
+    DataFolderOccupied,
+    FolderUnusable,
+    LocalServersUnavailable,
+    ServerDidNotStart,
+)
+from coupon_clock.local_servers.postgres import LocalPostgres, binaries, major_version, make_private
 
 
 @pytest.fixture
@@ -174,3 +179,30 @@ def test_stopping_what_does_not_run_does_nothing(postgres: LocalPostgres) -> Non
     postgres.kill()
     end([], signal.SIGTERM, within=0)
     assert not postgres.is_running()
+
+
+def test_a_link_in_the_place_of_a_private_folder_is_refused_and_not_followed(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    elsewhere.chmod(0o755)
+    (tmp_path / "link").symlink_to(elsewhere)
+
+    with pytest.raises(FolderUnusable, match="choose another folder"):
+        make_private(tmp_path / "link", None)
+    assert elsewhere.stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+def test_a_folder_that_belongs_to_another_user_is_not_taken_over(tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    os.chown(tmp_path / "theirs", 65534, -1)
+
+    with pytest.raises(FolderUnusable, match="belongs to another user"):
+        make_private(tmp_path / "theirs", None)
+
+
+def test_a_private_folder_that_is_there_is_closed_to_others(tmp_path: Path) -> None:
+    (tmp_path / "ours").mkdir()
+    (tmp_path / "ours").chmod(0o777)
+    make_private(tmp_path / "ours", None)
+    assert (tmp_path / "ours").stat().st_mode & 0o777 == 0o700
