@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import msgspec
 import pytest
@@ -16,7 +16,8 @@ class TestService:
     @pytest.fixture
     def client(self, database_url, monkeypatch) -> Iterator[TestClient]:
         monkeypatch.setenv("COUPON_CLOCK_DATABASE_URL", database_url)
-        with TestClient(example("service").api) as client:
+        monkeypatch.setenv("SERVICE_TOKENS", "alice:a-long-secret")
+        with TestClient(example("service").api, headers={"Authorization": "Bearer a-long-secret"}) as client:
             yield client
 
     @pytest.fixture
@@ -83,7 +84,7 @@ class TestService:
             b'{"by": NaN}',
             b'{"by": 1e999}',
             b'{"by": ' + b"9" * 5_000 + b"}",
-            b'{"by":' * 100_000,
+            b'{"by":' * 10_000,
             b"\xff",
         ],
         ids=lambda body: body[:30].decode(errors="replace"),
@@ -105,3 +106,55 @@ class TestService:
         paths = client.get("/openapi.json").json()["paths"].values()
         with_body = [method for path in paths for method, about in path.items() if "requestBody" in about]
         assert sorted(with_body) == ["post", "put", "put"]
+
+    @pytest.mark.parametrize("header", ["", "Bearer", "Bearer ", "Bearer another", "Basic a-long-secret"])
+    def test_who_is_not_known_is_answered_401_before_the_body_is_read(self, client, url, header):
+        headers = self.key() | {"Authorization": header}
+        assert client.put(url, content=b"no JSON", headers=headers).status_code == 401
+        assert client.get(url, headers=headers).status_code == 401
+
+    def test_the_actor_is_the_caller_whatever_the_body_says(self, client, url):
+        client.put(url, json=self.content() | {"actor": "somebody else"}, headers=self.key())
+
+        shop_number, template_id = url.split("/")[2::2]
+        [created] = client.app.state.app.history(int(shop_number), UUID(template_id))
+        assert created.actor == "alice"
+
+    def test_another_way_to_know_callers_takes_the_place_of_tokens(self, client, url, monkeypatch):
+        monkeypatch.setattr(client.app.state, "authenticate", lambda request: request.headers.get("X-User"))
+        assert client.get(url).status_code == 401
+        assert client.get(url, headers={"X-User": "bob"}).status_code == 404
+
+    def test_a_body_beyond_the_limit_is_refused_also_when_its_length_is_not_told(self, client, url):
+        parts = (b" " * 1024 for _ in range(1024))
+        assert client.put(url, content=b" " * 1_000_000, headers=self.key()).status_code == 413
+        assert client.put(url, content=parts, headers=self.key()).status_code == 413
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            b"",
+            b"null",
+            b"[]",
+            b"{",
+            b"{}",
+            b'{"name": "\xff"}',
+            b'{"\xff": 1}',
+            b'{"a":' + b"[" * 30_000,
+            b'{"stock": 1e999}',
+            b'{"stock": ' + b"9" * 5_000 + b"}",
+            b'{"name": "\\ud800"}',
+        ],
+    )
+    def test_no_body_is_answered_with_a_failure_of_the_server(self, client, url, body):
+        answer = client.put(url, content=body, headers=self.key())
+        assert 400 <= answer.status_code < 500
+
+    @pytest.mark.parametrize("given", ["0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59", 1e300, -1, True, []])
+    def test_no_time_is_answered_with_a_failure_of_the_server(self, client, url, given):
+        content = self.content() | {"valid_until": given}
+        assert client.put(url, json=content, headers=self.key()).status_code == 422
+
+    def test_numbers_out_of_range_in_the_address_are_refused(self, client, url):
+        assert client.get(f"/shops/{10**30}/templates/{uuid4()}").status_code == 422
+        assert client.get(url, params={"at_least": 10**30}).status_code == 422
