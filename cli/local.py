@@ -30,18 +30,18 @@ def up(folder: Folder = DEFAULT_FOLDER, env: EnvOption = False, memory: MemoryOp
 @commands.command()
 def down(folder: Folder = DEFAULT_FOLDER) -> None:
     """Stop the servers; their data stays."""
-    from coupon_clock.local_servers.servers import LocalServers
+    from coupon_clock.local_servers.servers import LocalServers, ever_started
 
-    LocalServers(folder).down()
+    LocalServers(folder, ever_started(folder)).down()
     out.print("stopped")
 
 
 @commands.command()
 def status(folder: Folder = DEFAULT_FOLDER, env: EnvOption = False, as_json: JsonOption = False) -> None:
-    """Show what runs. Exit code 1 if anything does not."""
-    from coupon_clock.local_servers.servers import LocalServers
+    """Show what runs, of what `up` was last asked for. Exit code 1 if anything does not."""
+    from coupon_clock.local_servers.servers import LocalServers, last_started
 
-    servers = LocalServers(folder)
+    servers = LocalServers(folder, last_started(folder))
     rows = servers.status()
     if env:
         print_environment(servers.environment(), env)

@@ -44,6 +44,7 @@ class LocalServers:
         require(PACKAGES[broker])
         from coupon_clock.local_servers.postgres import LocalPostgres  # can be imported: it was checked above
 
+        self.broker = broker
         self.folder = folder.resolve()
         self.postgres = LocalPostgres(self.folder / "postgres")
         self.rocketmq: LocalRocketMQ | None = None
@@ -60,6 +61,7 @@ class LocalServers:
                 self.postgres.start()
 
         with named_if_unusable(self.folder), ThreadPoolExecutor(1) as thread:
+            remember(self.folder, self.broker)
             postgres = thread.submit(start_postgres)
             if self.rocketmq:
                 with step(progress, "Starting RocketMQ"):
@@ -105,6 +107,24 @@ def temporary_servers(
         yield servers
     finally:
         servers.kill()
+
+
+def remember(folder: Path, broker: BrokerKind) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "broker").write_text(broker)
+
+
+def last_started(folder: Path) -> BrokerKind:
+    """The broker that `up` was last asked for in this folder; RocketMQ before the first time."""
+    try:
+        return "memory" if (folder / "broker").read_text() == "memory" else "rocketmq"
+    except OSError:
+        return "rocketmq"
+
+
+def ever_started(folder: Path) -> BrokerKind:
+    """RocketMQ if the folder may hold a running one, whatever `up` was asked for since."""
+    return "rocketmq" if (folder / "rocketmq").exists() else last_started(folder)
 
 
 def require(packages: tuple[str, ...]) -> None:

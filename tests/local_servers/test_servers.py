@@ -3,6 +3,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from command_line import coupon_clock
 from coupon_clock.local_servers.errors import FolderUnusable, LocalServersUnavailable, ServersNotStarted
 from coupon_clock.local_servers.servers import LocalServers, ServerStatus, temporary_servers
 
@@ -53,3 +54,14 @@ def test_a_folder_that_cannot_be_made_is_reported_in_one_sentence(tmp_path: Path
     (tmp_path / "file").touch()
     with pytest.raises(FolderUnusable, match="choose another folder"):
         LocalServers(tmp_path / "file", broker="memory").up()
+
+
+def test_status_is_about_what_was_last_started(tmp_path: Path) -> None:
+    with temporary_servers(tmp_path, broker="memory") as servers:
+        done = coupon_clock("local", "status", "--dir", str(tmp_path))
+        assert (done.returncode, "RocketMQ" in done.stdout) == (0, False)
+
+        done = coupon_clock("local", "status", "--env", "--dir", str(tmp_path))
+        assert done.returncode == 0
+        assert servers.environment()["COUPON_CLOCK_DATABASE_URL"] in done.stdout
+    assert coupon_clock("local", "status", "--dir", str(tmp_path)).returncode == 1
