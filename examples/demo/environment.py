@@ -1,5 +1,6 @@
 """What one run needs: the folder to itself, servers, an empty database, a log file."""
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,7 +13,6 @@ from rich.console import Console
 
 from actions import ARMING_WINDOW, LEAD
 from coupon_clock import CouponClockError, Settings
-from coupon_clock.infrastructure.logs import log_to
 from coupon_clock.infrastructure.progress import shown_progress
 from coupon_clock.local_servers.folder_lock import locked
 from coupon_clock.local_servers.servers import BrokerKind, LocalServers, named_if_unusable
@@ -47,7 +47,7 @@ def environment(folder: Path, broker: BrokerKind) -> Iterator[Settings]:
     try:
         with shown_progress(Console(stderr=True)) as progress:
             servers.up(progress)
-        log_to((folder / "demo.log").open("w", errors="backslashreplace"))  # out of the table's way
+        logging.basicConfig(filename=folder / "demo.log", filemode="w", level=logging.INFO)  # out of the table's way
         yield Settings.load(
             database_url=empty_database(servers.postgres.url),
             rocketmq_endpoints=servers.rocketmq.endpoints if servers.rocketmq else "",
