@@ -2,6 +2,8 @@
 
 A quoted cell may hold line breaks, so a record may take several lines. Where a quote is wrong, only the line that the
 record begins with is refused, and the next line begins a record again: else one missing quote would swallow the rest.
+A record has at most MOST_LINES, so that a file of wrong quotes is read in linear time. Office programs add empty cells
+and lines at the ends: they are passed over.
 """
 
 import csv
@@ -20,6 +22,7 @@ from coupon_clock.domain.rules import is_utf8
 from coupon_clock.importing.files import LONGEST_LINE, numbered_lines
 from coupon_clock.importing.record import Fields, NotATemplate, TemplateRecord, refuse_broken_texts
 
+MOST_LINES = 100
 WHOLE_NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,99})")
 
 
@@ -36,7 +39,9 @@ def csv_records(stream: BinaryIO) -> Iterator[TemplateRecord]:
     """Blank lines are passed over. Raises HeaderUnusable, at once."""
     rows = read_rows(numbered_lines(stream))
     columns = columns_of(next(rows, None))
-    return (TemplateRecord(row.first, row.last, partial(fields_of, columns, row.cells)) for row in rows)
+    return (
+        TemplateRecord(row.first, row.last, partial(fields_of, columns, row.cells)) for row in rows if any(row.cells)
+    )
 
 
 # ── columns ──────────────────────────────────────────────────────────────────────────────────────
@@ -78,11 +83,17 @@ def columns_of(header: "CsvRow | None") -> list[Column]:
         raise HeaderUnusable("the file is empty")
     if isinstance(header.cells, str):
         raise HeaderUnusable(header.cells)
-    if not all(map(is_utf8, header.cells)):
+    names = without_empty_end(header.cells)
+    if not all(map(is_utf8, names)):
         raise HeaderUnusable("it is not UTF-8")
-    if reason := ", ".join(header_problems(header.cells)):
+    if reason := ", ".join(header_problems(names)):
         raise HeaderUnusable(reason)
-    return [COLUMNS[name] for name in header.cells]
+    return [COLUMNS[name] for name in names]
+
+
+def without_empty_end(cells: Sequence[str]) -> Sequence[str]:
+    filled = next((n for n in range(len(cells), 0, -1) if cells[n - 1]), 0)
+    return cells[:filled]
 
 
 def header_problems(names: Sequence[str]) -> Iterator[str]:
@@ -103,6 +114,8 @@ def fields_of(columns: Sequence[Column], cells: Sequence[str] | str) -> Fields:
     """Raises NotATemplate."""
     if isinstance(cells, str):
         raise NotATemplate(cells)
+    if len(cells) > len(columns) >= len(without_empty_end(cells)):
+        cells = cells[: len(columns)]
     if len(cells) != len(columns):
         raise NotATemplate(f"the record has {len(cells)} cells, the header has {len(columns)}")
     made: dict[str, Fields] = {group: {} for group in GROUPS}
@@ -183,7 +196,7 @@ class RowLines:
             raise
         self._taken.append((number, line))
         self._size += len(line)
-        if self._size > LONGEST_LINE:
+        if self._size > LONGEST_LINE or len(self._taken) > MOST_LINES:
             raise RowTooLong
         return line.decode(errors="surrogateescape")
 

@@ -1,5 +1,7 @@
 """A header and one record a template, with every way that such files have of being wrong."""
 
+from time import monotonic
+
 import pytest
 from formats import cells, csv_file, read_csv
 
@@ -155,3 +157,24 @@ def test_a_carriage_return_within_a_line_must_be_quoted():
 
     assert [command.name for command in read_csv(quoted).values()] == [template.name]
     assert "carriage return outside of quotes" in read_csv(quoted.replace(b'"', b""))[2]
+
+
+@pytest.mark.parametrize("line", [b'x","y\n', b'"x\n', b'",\n', b'a"b,"\n', b'""","\n'])
+def test_a_file_of_wrong_quotes_is_read_in_linear_time(line):
+    header = csv_file(cells(a_template())).partition(b"\n")[0] + b"\n"
+    started = monotonic()
+    read_csv(header + line * 20_000)
+    assert monotonic() - started < 20
+
+
+def test_empty_columns_and_lines_at_the_ends_are_passed_over():
+    template = a_template()
+    header, record = csv_file(cells(template)).splitlines()
+    lines = [header + b",,", record + b",,", record + b",", record, b"," * 30, b"", b",,"]
+    assert list(read_csv(b"\r\n".join(lines)).values()) == [template] * 3
+
+
+def test_a_filled_cell_beyond_the_columns_is_refused():
+    header, record = csv_file(cells(a_template())).splitlines()
+    (refused,) = read_csv(header + b",\n" + record + b",x").values()
+    assert "cells" in str(refused)

@@ -39,7 +39,11 @@ def test_a_field_with_anything_in_it_is_taken_or_named(path, value):
 @settings(deadline=None)
 @given(st.sampled_from(sorted(COLUMNS)), TEXTS)
 def test_a_cell_with_anything_in_it_is_taken_or_named(column, cell):
-    row = dict.fromkeys(COLUMNS, "") | {"discount.type": "FixedAmount", column: cell.replace("\r", "")}
+    row = dict.fromkeys(COLUMNS, "") | {
+        "discount.type": "FixedAmount",
+        "source": "shop",
+        column: cell.replace("\r", ""),
+    }
 
     (reason,) = read_csv(csv_file(row)).values()
 
