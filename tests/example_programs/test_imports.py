@@ -9,11 +9,12 @@ import pytest
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PUBLIC = {"coupon_clock", "coupon_clock.testing"}
 SERVERS = {
+    "coupon_clock.infrastructure.logs",
     "coupon_clock.infrastructure.progress",
     "coupon_clock.local_servers.folder_lock",
     "coupon_clock.local_servers.servers",
 }
-"""The demo starts servers of its own."""
+"""The demo starts servers of its own, and writes a log as the command line does."""
 
 FILES = sorted(EXAMPLES.rglob("*.py"))
 

@@ -137,14 +137,6 @@ def test_a_rocketmq_that_is_nowhere_is_named(settings):
     assert "127.0.0.1:1" in found["topic"]
 
 
-@pytest.mark.parametrize("endpoints", ["http://localhost:8081", "[::1]:8081"])
-def test_endpoints_that_cannot_be_read_are_named(settings, endpoints):
-    assert (
-        "COUPON_CLOCK_ROCKETMQ_ENDPOINTS"
-        in findings(settings.model_copy(update={"rocketmq_endpoints": endpoints}))["topic"]
-    )
-
-
 @pytest.mark.rocketmq
 @pytest.mark.parametrize(
     ("other", "part", "says"),
