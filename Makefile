@@ -7,7 +7,7 @@ BIN    := .venv/bin
 # Tests wait more than they compute: one process has those on RocketMQ, the other the rest.
 SIDE_BY_SIDE := -n 2 --dist loadgroup
 PACKAGES := cli domain importing infrastructure local_servers maintenance projections testing
-SOURCES := $(sort $(wildcard *.py) $(shell find $(PACKAGES) -name '*.py' -o -name '*.sql' -o -name '*.txt'))
+SOURCES := $(sort $(wildcard *.py) $(shell find $(PACKAGES) -name '*.py' -o -name '*.sql' -o -name '*.txt' -o -name '*.java'))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-fast test-long chaos mutants compare lint format docs clean check-python

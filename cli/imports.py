@@ -50,7 +50,7 @@ def import_file(
         print_stopped(str(error), file, data_format, done, as_json)
         raise typer.Exit(WRONG_USE) from error
     if as_json:
-        print_json({"accepted": done.accepted, "refused": done.refused})
+        print_json(done.as_json())
     else:
         out.print(done)
     raise typer.Exit(FOUND_SOMETHING if done.refused else 0)
@@ -69,4 +69,4 @@ def print_stopped(why: str, file: Path, data_format: Format | None, done: Tally,
     message = f"{why} All up to line {done.through:,} is done: {done}. Go on with: {command}"
     err.print(message, markup=False, highlight=False, soft_wrap=True)
     if as_json:
-        print_json({"accepted": done.accepted, "refused": done.refused, "after": done.through})
+        print_json({**done.as_json(), "after": done.through})

@@ -10,10 +10,12 @@ from typing import BinaryIO, NamedTuple
 from coupon_clock.app import Application
 from coupon_clock.domain.commands import CreateCouponTemplate
 from coupon_clock.domain.errors import CouponClockError, OutcomeUnknown
+from coupon_clock.domain.events import Event
 from coupon_clock.importing.csv_records import csv_records
 from coupon_clock.importing.files import Format
 from coupon_clock.importing.json_lines import json_records
 from coupon_clock.importing.record import NotATemplate, TemplateRecord, command_of
+from coupon_clock.infrastructure.command_handling.handler import Executed
 from coupon_clock.infrastructure.event_store.safety import UnsafeLog
 from coupon_clock.infrastructure.postgres.errors import DatabaseUnavailable
 
@@ -28,10 +30,11 @@ class RefusedLine(NamedTuple):
 
 
 class Imported(NamedTuple):
-    """What some records came to: `accepted` ones have their template, made now or by an earlier import. All up to the
-    line `through` is then done."""
+    """What some records came to: `accepted` ones have their template, made now or before; that of `over` ones was made
+    before, and can no longer be used. All up to the line `through` is then done."""
 
     accepted: int
+    over: int
     refused: list[RefusedLine]
     through: int
 
@@ -40,15 +43,20 @@ class Tally:
     """What one run has done so far: all up to the line `through`."""
 
     def __init__(self, after: int) -> None:
-        self.accepted, self.refused, self.through = 0, 0, after
+        self.accepted, self.over, self.refused, self.through = 0, 0, 0, after
 
     def add(self, imported: Imported) -> None:
         self.accepted += imported.accepted
+        self.over += imported.over
         self.refused += len(imported.refused)
         self.through = imported.through
 
     def __str__(self) -> str:
-        return f"{self.accepted:,} templates imported, {self.refused:,} lines refused"
+        over = f"{self.over:,} made before and over, " if self.over else ""
+        return f"{self.accepted:,} templates imported, {over}{self.refused:,} lines refused"
+
+    def as_json(self) -> dict[str, int]:
+        return {"accepted": self.accepted, "over": self.over, "refused": self.refused}
 
 
 def records_of(stream: BinaryIO, data_format: Format) -> Iterator[TemplateRecord]:
@@ -78,9 +86,18 @@ def _import_chunk(app: Application, chunk: list[TemplateRecord]) -> Imported:
             commands[record.first] = command_of(record)
         except NotATemplate as reason:
             refused.append(RefusedLine(record.first, str(reason)))
-    for line, outcome in zip(commands, app.execute_many(list(commands.values())), strict=True):
+    over = 0
+    for line, outcome in zip(commands, app.runtime.execute_many(list(commands.values())), strict=True):
         if isinstance(outcome, DatabaseUnavailable | OutcomeUnknown | UnsafeLog):
             raise outcome
         if isinstance(outcome, CouponClockError):
             refused.append(RefusedLine(line, str(outcome)))
-    return Imported(len(chunk) - len(refused), sorted(refused), chunk[-1].last)
+        elif _was_over(outcome):
+            over += 1
+    return Imported(len(chunk) - len(refused) - over, over, sorted(refused), chunk[-1].last)
+
+
+def _was_over(outcome: Executed[Event]) -> bool:
+    """Whether the template was there before, and nothing is due any more or it was due already."""
+    is_new = outcome.events and not outcome.repeated
+    return not is_new and (outcome.was_due_at is None or outcome.was_due_at <= outcome.decided_at)

@@ -34,7 +34,15 @@ def fields_of(line: bytes) -> Fields:
         raise NotATemplate(str(error)) from error
     if not isinstance(value, dict):
         raise NotATemplate('the line must be an object, as {"command_id": …}')
+    json.loads(line, object_pairs_hook=refuse_repeated_keys)
     return value
+
+
+def refuse_repeated_keys(pairs: list[tuple[str, object]]) -> None:
+    """Readers of JSON take the last one, of which nobody would be told. Raises NotATemplate."""
+    names = [name for name, _ in pairs]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise NotATemplate("; ".join(f"{name} is given more than once" for name in repeated))
 
 
 def refuse_line_not_utf8(line: bytes) -> None:

@@ -33,7 +33,7 @@ def configure(folder: Path, ports: Ports, broker_options: Options, proxy_options
 
 
 def name_server(ports: Ports) -> Options:
-    return {"listenPort": ports.name_server, "bindAddress": "127.0.0.1"}
+    return {"listenPort": ports.name_server}
 
 
 def broker(folder: Path, ports: Ports) -> Options:
@@ -42,7 +42,6 @@ def broker(folder: Path, ports: Ports) -> Options:
         "brokerName": "broker",
         "brokerId": 0,
         "brokerIP1": "127.0.0.1",
-        "bindAddress": "127.0.0.1",
         "namesrvAddr": f"127.0.0.1:{ports.name_server}",
         "listenPort": ports.broker,
         "haListenPort": ports.ha,

@@ -53,7 +53,7 @@ class Jar:
         return "-".join(filter(None, (self.name, self.version, self.classifier))) + ".jar"
 
     def is_in(self, folder: Path) -> bool:
-        """Whether the folder holds it with the pinned checksum. All 150 take about 0.2 s."""
+        """Whether the folder holds it with the pinned checksum. All of them take about 0.2 s."""
         try:
             with (folder / self.filename).open("rb") as content:
                 return hashlib.file_digest(content, "sha256").hexdigest() == self.sha256

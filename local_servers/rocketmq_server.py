@@ -16,6 +16,7 @@ from coupon_clock.local_servers import ports, remoting
 from coupon_clock.local_servers.detached import alive, end, find, launch, telling_line, until
 from coupon_clock.local_servers.errors import ServerDidNotAnswer, ServerDidNotStart, ServersNotStarted
 from coupon_clock.local_servers.folder_lock import locked
+from coupon_clock.local_servers.loopback_only import loopback_agent, make_loopback_agent
 from coupon_clock.local_servers.rocketmq_configuration import CLUSTER, Options, Ports, configure
 from coupon_clock.local_servers.rocketmq_jars import pinned, rocketmq_jars
 
@@ -117,7 +118,7 @@ class LocalRocketMQ:
     def _launch(self, jars: Path) -> None:
         here = self._choose_ports()
         configure(self.folder, here, *self._options)
-        empty(self.folder / "tmp")
+        prepare(self.folder, jars)
         command = java(self.folder, jars)
         files = ["-bc", "broker.conf", "-pc", "proxy.json", "-n", f"127.0.0.1:{here.name_server}"]
         # Side by side: the name server is ready long before the broker registers.
@@ -143,21 +144,36 @@ def home(folder: Path) -> str:
     return f"-Drocketmq.home.dir={folder}"
 
 
+def prepare(folder: Path, jars: Path) -> None:
+    """To be called once before programs are started in the folder. Raises ServerDidNotStart."""
+    empty(temporary(folder))
+    make_loopback_agent(temporary(folder), class_path(jars))
+
+
+def temporary(folder: Path) -> Path:
+    return folder / "tmp"
+
+
+def class_path(jars: Path) -> str:
+    return ":".join(str(jars / jar.filename) for jar in pinned())  # nothing else that may lie there
+
+
 def java(folder: Path, jars: Path) -> list[str]:
     """The command for any of RocketMQ's programs, to be followed by its memory, its class and its arguments."""
     return [
         str(JAVA),
         home(folder),
         f"-Duser.home={folder}",
-        f"-Djava.io.tmpdir={folder / 'tmp'}",  # native libraries are unpacked there, 13 MB at each start
+        f"-Djava.io.tmpdir={temporary(folder)}",  # native libraries are unpacked there, 13 MB at each start
         "-Dtls.server.mode=disabled",  # else each server makes certificates that nobody trusts, 2 s at each start
+        f"-javaagent:{loopback_agent(temporary(folder))}",
         "-XX:-UsePerfData",
         "-XX:+UseSerialGC",
         "-XX:TieredStopAtLevel=1",
         "--enable-native-access=ALL-UNNAMED",
         "--sun-misc-unsafe-memory-access=allow",
         "-cp",
-        ":".join(str(jars / jar.filename) for jar in pinned()),  # nothing else that may lie there
+        class_path(jars),
     ]
 
 

@@ -20,9 +20,9 @@ from coupon_clock.local_servers.rocketmq_server import (
     NAME_SERVER,
     START_SECONDS,
     STOP_SECONDS,
-    empty,
     home,
     java,
+    prepare,
 )
 
 BROKER = "org.apache.rocketmq.broker.BrokerStartup"
@@ -51,7 +51,7 @@ class LocalRocketMQCluster:
         jars = rocketmq_jars(progress)
         self.folder.mkdir(parents=True)
         self._configure()
-        empty(self.folder / "tmp")
+        prepare(self.folder, jars)
         self._launch(jars, "name-server", "-Xmx64m", NAME_SERVER, "-c", "name-server.conf")
         self._await_port(self._proxy.name_server)
         for name in BROKERS:

@@ -100,7 +100,7 @@ def test_importing_the_same_file_again_changes_nothing(database_url):
     given = json_lines(*some_templates(10))
     for _ in range(2):
         done = coupon_clock("import", "-", "--json", database_url=database_url, given=given)
-        assert json.loads(done.stdout) == {"accepted": 10, "refused": 0}
+        assert json.loads(done.stdout) == {"accepted": 10, "over": 0, "refused": 0}
 
     assert created(database_url) == 10
 
@@ -114,7 +114,7 @@ def test_a_file_named_csv_is_read_as_such(database_url, tmp_path):
     assert done.returncode == 1
     assert [json.loads(line) for line in done.stdout.splitlines()] == [
         {"line": 3, "reason": "stock must be a whole number, as 100 (got '1.5')"},
-        {"accepted": 1, "refused": 1},
+        {"accepted": 1, "over": 0, "refused": 1},
     ]
     assert ids_created(database_url) == [str(good.template_id)]
 
@@ -186,10 +186,10 @@ def test_an_interrupted_csv_import_goes_on_with_the_same_columns(database_url, t
         process.send_signal(signal.SIGINT)
         out, printed = process.communicate(timeout=30)
 
-    assert json.loads(out) == {"accepted": CHUNK, "refused": 0, "after": CHUNK + 1}
+    assert json.loads(out) == {"accepted": CHUNK, "over": 0, "refused": 0, "after": CHUNK + 1}
     file.unlink()
     file.write_bytes(data)
-    assert json.loads(go_on_as_reported(printed, database_url)) == {"accepted": CHUNK, "refused": 0}
+    assert json.loads(go_on_as_reported(printed, database_url)) == {"accepted": CHUNK, "over": 0, "refused": 0}
     assert created(database_url) == 2 * CHUNK
 
 

@@ -17,7 +17,7 @@ from coupon_clock.importing.importer import CHUNK, Tally, import_records, record
 from coupon_clock.infrastructure.event_store.safety import UnsafeLog
 from coupon_clock.infrastructure.postgres.errors import DatabaseUnavailable
 from deadlines import eventually
-from examples import NOON, SHOP, TEMPLATE, a_template
+from examples import EVENING, NOON, SHOP, TEMPLATE, a_template, terminate
 
 TWO_LINES = ReceiveRule(limit_per_person=10, usage_instructions="two\nlines")
 
@@ -36,7 +36,7 @@ def test_a_template_from_a_file_is_one_like_any_other(app):
 
     (done,) = imported(app, csv_file(cells(template)), Format.CSV)
 
-    assert done == (1, [], 2)
+    assert done == (1, 0, [], 2)
     (envelope,) = app.history(SHOP, template.template_id)
     assert isinstance(envelope.event, Created)
     assert app.is_usable(SHOP, template.template_id)
@@ -47,7 +47,7 @@ def test_both_formats_say_the_same(app):
 
     imported(app, csv_file(*map(cells, templates)), Format.CSV)
 
-    assert imported(app, json_lines(*templates)) == [(3, [], 3)]
+    assert imported(app, json_lines(*templates)) == [(3, 0, [], 3)]
     assert len(ids_created(app)) == 3
 
 
@@ -97,8 +97,22 @@ def test_a_file_imported_again_changes_nothing_also_after_the_ends(app):
     imported(app, data)
     app.clock.set(NOON)
 
-    assert imported(app, data) == [(3, [], 3)]
+    assert imported(app, data) == [(0, 3, [], 3)]
     assert len(ids_created(app)) == 3
+
+
+def test_templates_that_are_there_already_count_as_over_once_nobody_can_use_them(app):
+    used, ended, gone = a_template(valid_until=EVENING), a_template(), a_template(valid_until=EVENING)
+    data = json_lines(used, ended, gone)
+    imported(app, data)
+    app.execute(terminate(gone.template_id))
+    app.clock.set(NOON)
+
+    tally = Tally(0)
+    for done in imported(app, data + json_lines(a_template(valid_until=EVENING))):
+        tally.add(done)
+
+    assert str(tally) == "2 templates imported, 2 made before and over, 0 lines refused"
 
 
 def test_chunks_say_up_to_which_line_all_is_done(app):
@@ -162,7 +176,7 @@ def test_an_answer_that_got_lost_stops_the_import_and_the_same_again_makes_each_
             stopped.result(20)
         holder.rollback()
 
-    assert imported(live, json_lines(first, second)) == [(2, [], 2)]
+    assert imported(live, json_lines(first, second)) == [(2, 0, [], 2)]
     assert ids_created(live) == sorted([first.template_id, second.template_id])
 
 

@@ -50,6 +50,8 @@ def test_an_empty_file_has_no_templates():
         (changed(receive_rule={}), "receive_rule.limit_per_person is missing"),
         (changed(consume_rule={"hours": 1}), "consume_rule.hours is not a field of ConsumeRule (got 1)"),
         (changed(colour="red"), "colour is not a field (got 'red')"),
+        (LINE.replace(b"{", b'{"stock":1,', 1), "stock is given more than once"),
+        (LINE.replace(b'"type":', b'"type":"FixedAmount","t\\u0079pe":'), "type is given more than once"),
         (LINE.replace(b'"t"', b'"\xff"'), "name is not UTF-8 (got '\\udcff')"),
         (b'{"name": "\xff"', "JSON is not UTF-8"),
         (b"[]", "the line must be an object"),

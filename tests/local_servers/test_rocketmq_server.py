@@ -8,11 +8,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from coupon_clock.local_servers import ports, remoting
+from coupon_clock.local_servers.detached import find
 from coupon_clock.local_servers.errors import ServerDidNotStart
-from coupon_clock.local_servers.rocketmq_server import LocalRocketMQ
+from coupon_clock.local_servers.rocketmq_server import BROKER, NAME_SERVER, LocalRocketMQ, home
 
 pytestmark = pytest.mark.rocketmq
 
@@ -68,6 +70,18 @@ def test_both_servers_carry_the_folder_in_their_arguments_and_write_nowhere_else
     for place in "rocketmq.home.dir", "user.home":
         assert f"-D{place}={rocketmq.folder}" in arguments
     assert (rocketmq.folder / "logs").is_dir()
+
+
+def test_it_listens_on_the_loopback_interface_only(rocketmq: LocalRocketMQ) -> None:
+    processes = [find(home(rocketmq.folder), program) for program in (NAME_SERVER, BROKER)]
+    listening = [
+        connection.laddr
+        for process in processes
+        for connection in (process.net_connections("tcp") if process else [])
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert {address.port for address in listening} == set(rocketmq.ports)
+    assert {address.ip.removeprefix("::ffff:") for address in listening} == {"127.0.0.1"}
 
 
 def test_killed_hard_it_starts_again_at_the_same_address_with_what_it_had(rocketmq: LocalRocketMQ) -> None:

@@ -38,6 +38,7 @@ from coupon_clock.local_servers.rocketmq_server import (
     LocalRocketMQ,
     empty,
     java,
+    prepare,
 )
 from rocketmq_cluster import PROXY
 
@@ -89,7 +90,7 @@ def sealed(rocketmq: LocalRocketMQ, folder: Path) -> Iterator[int]:
         "tlsKeyPath": str(folder / "proxy.key"),
     }
     (folder / "proxy.json").write_text(json.dumps(configuration))
-    empty(folder / "tmp")
+    prepare(folder, rocketmq_jars())
     only_tls = ["-Dtls.server.mode=enforcing", "-Dtls.enable=false"]  # the latter: but not to the broker behind it
     command = [*java(folder, rocketmq_jars()), *only_tls, "-Xmx256m", PROXY, "-pm", "cluster", "-pc", "proxy.json"]
     proxy = psutil.Process(launch(command, folder / "proxy.log"))
