@@ -8,16 +8,21 @@ from uuid import NAMESPACE_OID, UUID, uuid4, uuid5
 import pytest
 from msgspec.structs import replace
 
+import trials
 from coupon_clock.domain.errors import InvalidCommand
 from coupon_clock.infrastructure.command_handling.due import NothingDecided, StreamStuck
 from coupon_clock.infrastructure.command_handling.handler import DeciderFailed
 from coupon_clock.infrastructure.event_store.store import Unstorable
 from coupon_clock.infrastructure.messaging.memory_broker import MemoryBroker
 from coupon_clock.infrastructure.scheduling.due_result import Completed, Failed, NotDue
+from coupon_clock.infrastructure.settings import Settings
 from coupon_clock.runtime import Runtime
-from coupon_clock.testing import ManualClock
-from examples import MORNING
+from coupon_clock.testing import ManualClock, TestRuntime
+from examples import MORNING, NOON
 from programs import example
+
+HOUR = timedelta(hours=1)
+REMINDED_AND_OVER = [trials.Begun, trials.Reminded, trials.Over]
 
 
 class Bug(Exception):
@@ -44,6 +49,48 @@ def placed(orders: Runtime, shop: ModuleType, count: int) -> list[UUID]:
 
 def with_decider(orders: Runtime, shop: ModuleType, **changed) -> Runtime:
     return Runtime(orders.database, replace(orders.decider, **changed), shop.Event)
+
+
+# ── streams that are due several times ───────────────────────────────────────────────────────────
+
+
+@pytest.fixture(params=[False, True], ids=["decided when due", "prepared where it can be"])
+def trials_runtime(request: pytest.FixtureRequest, database_url: str) -> Iterator[TestRuntime]:
+    settings = Settings.load(database_url=database_url, reconcile_grace=0)
+    Runtime.migrate(settings)
+    decider = replace(trials.TRIALS, prepares_ending=request.param)
+    with Runtime.open(settings, decider, trials.Event) as runtime:
+        yield TestRuntime(runtime, MORNING)
+
+
+def test_a_stream_that_is_due_twice_is_looked_at_twice_each_time_when_it_is_due(trials_runtime):
+    begun = [trials.begin(MORNING + n * HOUR, NOON) for n in (1, 2)]
+    trials_runtime.runtime.execute_many(begun)
+
+    for now, events in ((MORNING + HOUR, 1), (MORNING + 2 * HOUR, 1), (NOON, 2)):
+        trials_runtime.happened()
+        trials_runtime.clock.set(now)
+        trials_runtime.run_due()
+        assert len(trials_runtime.happened()) == events
+
+    assert [events_of(trials_runtime, command.trial_id) for command in begun] == [REMINDED_AND_OVER] * 2
+
+
+def test_after_an_outage_a_stream_catches_up_with_all_that_it_was_due_for(trials_runtime):
+    begun = [trials.begin(MORNING + HOUR, MORNING + 2 * HOUR) for _ in range(10)]
+    trials_runtime.runtime.execute_many(begun)
+
+    trials_runtime.clock.set(NOON)
+    trials_runtime.run_due()
+
+    assert [events_of(trials_runtime, command.trial_id) for command in begun] == [REMINDED_AND_OVER] * 10
+    with trials_runtime.runtime.database.connection() as connection:
+        assert connection.execute("SELECT FROM coupon_clock.alarm").rowcount == 0
+
+
+def events_of(runtime: TestRuntime, trial_id: UUID) -> list[type]:
+    envelopes, _ = runtime.runtime.store.load(trial_id)
+    return [type(envelope.event) for envelope in envelopes]
 
 
 # ── a decider with a mistake ─────────────────────────────────────────────────────────────────────

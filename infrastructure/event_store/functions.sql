@@ -57,6 +57,8 @@ END $$;
 -- `decided_at`; without, where somebody holds their alarm. Rows are inserted in the order of their ids, so that two
 -- batches never wait for each other in a circle.
 -- longest_wait: for a writer that has the same stream under way; by default the function's lock_timeout.
+-- An alarm that was due when this was decided is dropped before the next one of its stream is kept, because an update
+-- would be taken for the late move of an end (schema.sql): the count has the drops come first.
 -- The look for the version before is a scalar subquery, because PostgreSQL may answer an EXISTS by hashing the table.
 CREATE FUNCTION {schema}.append_events(
     ids uuid[], versions bigint[], topics text[], states bytea[], command_ids uuid[], causes text[], actors text[],
@@ -131,19 +133,24 @@ BEGIN
           FROM unnest(alarm_ids, alarm_due_ats, alarm_versions, ending_topics, endings)
                AS change (id, due_at, version, topic, ending)
           JOIN got ON got.originator_id = change.id
+    ), dropped AS (
+        DELETE FROM {schema}.alarm
+         USING changed
+         WHERE alarm.stream_id = changed.id
+           AND (changed.due_at IS NULL OR alarm.due_at <= decided_at)
+        RETURNING alarm.stream_id
     ), kept AS (
         INSERT INTO {schema}.alarm AS kept (stream_id, due_at, version, topic, ending)
         SELECT changed.id, changed.due_at, changed.version, changed.topic, changed.ending
           FROM changed
          WHERE changed.due_at IS NOT NULL
+           AND (SELECT count(*) FROM dropped) IS NOT NULL
             ON CONFLICT ON CONSTRAINT alarm_pkey DO UPDATE
            SET due_at = excluded.due_at, version = excluded.version, topic = excluded.topic, ending = excluded.ending,
                stuck_since = NULL, stuck_until = NULL, stuck_by = NULL,
                armed_at     = CASE WHEN kept.due_at = excluded.due_at THEN kept.armed_at END,
                leased_until = CASE WHEN kept.due_at = excluded.due_at THEN kept.leased_until END
          WHERE kept.due_at <> excluded.due_at OR kept.ending IS NOT NULL OR excluded.ending IS NOT NULL
-    ), dropped AS (
-        DELETE FROM {schema}.alarm USING changed WHERE alarm.stream_id = changed.id AND changed.due_at IS NULL
     )
     SELECT array_agg(got.originator_id), array_agg(got.originator_version), array_agg(got.notification_id)
       INTO got_ids, got_versions, got_positions
