@@ -27,10 +27,15 @@ def chart(found: Mapping[str, Sequence[Any] | str]) -> str:
         parts.append(f'<text x="{LEFT - 10}" y="{y + 14}" text-anchor="end">{escape(peer)}</text>')
         parts.append(f'<rect x="{LEFT}" y="{y}" width="{at(p99) - LEFT}" height="20" fill="#9ecae1"/>')
         parts.append(f'<rect x="{LEFT}" y="{y}" width="{at(p50) - LEFT}" height="20" fill="#3182bd"/>')
-        parts.append(f'<text x="{at(p99) + 6}" y="{y + 14}">{p50:,.3g} / {p99:,.3g}</text>')
+        parts.append(f'<text x="{at(p99) + 6}" y="{y + 14}">{shown(p50)} / {shown(p99)}</text>')
     return "\n".join([*parts, "</svg>", ""])
 
 
 def at(milliseconds: float) -> float:
     share = log10(min(max(milliseconds, FROM_MS), TO_MS) / FROM_MS) / log10(TO_MS / FROM_MS)
     return round(LEFT + WIDTH * share, 1)
+
+
+def shown(milliseconds: float) -> str:
+    """Three digits that count."""
+    return f"{float(f'{milliseconds:.3g}'):,g}"

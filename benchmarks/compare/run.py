@@ -33,7 +33,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
 import psycopg  # noqa: E402
-from chart import chart  # noqa: E402
+from chart import chart, shown  # noqa: E402
 from measure import Figure, arguments, quantile, say, servers, tell  # noqa: E402
 
 from coupon_clock.local_servers.servers import LocalServers  # noqa: E402
@@ -382,14 +382,19 @@ def row(peer: str, found: dict[str, list[Result] | str]) -> str:
         return f"not run: {results}" if isinstance(results, str) else text(results)
 
     def ms(results: list[Result], what: str) -> str:
-        return f"{1_000 * median(getattr(each, what) for each in results):,.4g}"
+        return shown(1_000 * median(getattr(each, what) for each in results))
 
     def survived(results: list[Result]) -> str:
         twice = f", {results[0].twice} twice" if results[0].twice else ""
         return f"{results[0].done}{twice}" + (f", {ms(results, 'p50')} ms" if results[0].done else "")
 
+    def burst_lateness(results: list[Result]) -> str:
+        lost = max(each.lost for each in results)
+        of_those = f", of those done; {lost:,} were not" if lost else ""
+        return " / ".join(ms(results, what) for what in ("p50", "p99", "worst")) + of_those
+
     return (
-        f"| {peer} | {cell('burst', lambda r: ' / '.join(ms(r, what) for what in ('p50', 'p99', 'worst')))} "
+        f"| {peer} | {cell('burst', burst_lateness)} "
         f"| {cell('burst', lambda r: f'{median(each.jobs_per_s for each in r):,.0f}')} "
         f"| {cell('light', lambda r: ' / '.join(ms(r, what) for what in ('p50', 'p99')))} "
         f"| {cell('killed', survived)} | {cell('restarted', survived)} |"
