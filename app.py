@@ -14,6 +14,7 @@ from msgspec import Struct
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
+from coupon_clock.deadlines import ROLES, Role, RolesTornApart, UnknownRole
 from coupon_clock.domain import arguments
 from coupon_clock.domain.commands import (
     ChangeValidity,
@@ -85,7 +86,7 @@ from coupon_clock.projections.rebuild.rebuild import (
 )
 from coupon_clock.projections.registry import PROJECTIONS, UnknownProjection
 from coupon_clock.projections.shop_months import SHOP_MONTHS, MonthsPage, ShopMonth
-from coupon_clock.runtime import ROLES, Role, RolesTornApart, Runtime, UnknownRole
+from coupon_clock.runtime import Runtime
 
 __all__ = [
     "AnswerLost",

@@ -178,9 +178,12 @@ class Factory(library.InfrastructureFactory[TrackingRecorder]):
             self._opened.close()
 
     def settings(self) -> Settings:
-        """Raises UnusableSettings."""
-        given = {
-            "database_url": self.env.get("COUPON_CLOCK_DATABASE_URL"),
+        """Each COUPON_CLOCK_… may be given for one application alone, as any variable of the library.
+
+        Raises UnusableSettings.
+        """
+        ours = {name: self.env.get(f"COUPON_CLOCK_{name.upper()}") for name in Settings.model_fields}
+        given = ours | {
             "database_schema": self.env.get("POSTGRES_SCHEMA") or self.env.name.lower() or DEFAULT_SCHEMA,
             "database_connections": self.env.get("POSTGRES_POOL_SIZE"),
         }
@@ -193,10 +196,10 @@ class Factory(library.InfrastructureFactory[TrackingRecorder]):
             raise library.InfrastructureFactoryError(
                 f"there are recorders of events and of snapshots, not of {purpose}"
             )
-        return recorders[purpose](self._database())
+        return recorders[purpose](self.database())
 
     def application_recorder(self) -> library.ApplicationRecorder:
-        return EventLogRecorder(self._database())
+        return EventLogRecorder(self.database())
 
     def tracking_recorder(self, tracking_recorder_class: type[Any] | None = None) -> Any:
         """`tracking_recorder_class`: a subclass of TrackingRecorder; by default the one that TRACKING_RECORDER_TOPIC
@@ -204,19 +207,19 @@ class Factory(library.InfrastructureFactory[TrackingRecorder]):
         if tracking_recorder_class is None:
             topic = self.env.get(self.TRACKING_RECORDER_TOPIC)
             tracking_recorder_class = resolve_topic(topic) if topic else TrackingRecorder
-        return tracking_recorder_class(self._database())
+        return tracking_recorder_class(self.database())
 
     def process_recorder(self) -> library.ProcessRecorder:
-        return ProcessRecorder(self._database())
+        return ProcessRecorder(self.database())
 
-    def _database(self) -> Database:
+    def database(self) -> Database:
+        """Raises SchemaMissing, SchemaTooNew, ForeignTable, UnsafeLog, MissingRight, DatabaseUnavailable."""
         if self._opened is None:
             self._opened = opened(self.settings(), create=strtobool(self.env.get(self.CREATE_TABLE) or "yes"))
         return self._opened
 
 
 def opened(settings: Settings, create: bool) -> Database:
-    """Raises SchemaMissing, SchemaTooNew, ForeignTable, UnsafeLog, MissingRight, DatabaseUnavailable."""
     schema = Schema(settings.database_schema)
     with connect(settings) as connection, translate_errors():
         if create:

@@ -5,66 +5,33 @@ an order that must be paid in time (examples/order_timeout.py).
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from contextlib import AbstractContextManager
+from datetime import datetime
 from threading import Event as StopEvent
-from threading import Thread
-from time import monotonic
 from types import TracebackType
 from typing import Any, Generic, Literal, Self
-from uuid import UUID
 
-from msgspec import Struct
 from psycopg import Connection
 
+from coupon_clock.deadlines import FOLLOW_POLL_S, ROLES, Deadlines, Parts, Role
 from coupon_clock.domain import arguments
 from coupon_clock.domain.decider import Command, Decider, Event, State
-from coupon_clock.domain.errors import CouponClockError, InvalidArgument, OutcomeUnknown, Problem
-from coupon_clock.infrastructure.command_handling.due import DueHandler, HandledStream
-from coupon_clock.infrastructure.command_handling.handler import CommandHandler, Executed, Overtaken
+from coupon_clock.domain.errors import CouponClockError, InvalidArgument, Problem
+from coupon_clock.infrastructure.command_handling.due import decide_by
+from coupon_clock.infrastructure.command_handling.handler import CommandHandler, Executed
 from coupon_clock.infrastructure.command_handling.shared_queue import SharedQueue
 from coupon_clock.infrastructure.event_store import migrations
-from coupon_clock.infrastructure.event_store.cluster_identity import failover_detected, remember_cluster
-from coupon_clock.infrastructure.event_store.safety import UnsafeLog
 from coupon_clock.infrastructure.event_store.store import Cause, Envelope, EventStore
 from coupon_clock.infrastructure.event_store.subscription import Batch, Subscription
-from coupon_clock.infrastructure.logs import Failures, Log
-from coupon_clock.infrastructure.loop import (
-    Counts,
-    Died,
-    Loop,
-    LoopDied,
-    interrupt_main_thread,
-    join,
-    start,
-    start_thread,
-)
+from coupon_clock.infrastructure.loop import Died, Loop, interrupt_main_thread
 from coupon_clock.infrastructure.messaging.broker import Broker
-from coupon_clock.infrastructure.messaging.memory_broker import MemoryBroker
-from coupon_clock.infrastructure.messaging.messages import ExpiryDue, UnreadableMessage, from_wire
-from coupon_clock.infrastructure.messaging.rejected import Rejected, RejectedMessages
-from coupon_clock.infrastructure.notifier import Notifier
+from coupon_clock.infrastructure.notifier import AppendNotifier
 from coupon_clock.infrastructure.postgres.caller_transaction import enlist
 from coupon_clock.infrastructure.postgres.connection import connect
 from coupon_clock.infrastructure.postgres.database import Database, Schema
-from coupon_clock.infrastructure.postgres.errors import DatabaseUnavailable, translate_errors
+from coupon_clock.infrastructure.postgres.errors import translate_errors
 from coupon_clock.infrastructure.postgres.server_clock import ServerClock
 from coupon_clock.infrastructure.postgres.time_limit import LONG_STATEMENT_LIMIT_S
-from coupon_clock.infrastructure.progress import Progress, no_progress
-from coupon_clock.infrastructure.scheduling.alarms import Alarms
-from coupon_clock.infrastructure.scheduling.due_result import (
-    Completed,
-    DueCause,
-    DueReport,
-    DueResult,
-    Failed,
-    NotDue,
-    Retry,
-)
-from coupon_clock.infrastructure.scheduling.expiry_consumer import ExpiryConsumer
-from coupon_clock.infrastructure.scheduling.reconciler import Reconciler
-from coupon_clock.infrastructure.scheduling.relay import Relay
 from coupon_clock.infrastructure.settings import Settings
 from coupon_clock.projections.engine import tables
 from coupon_clock.projections.engine.projection import Projection
@@ -72,70 +39,7 @@ from coupon_clock.projections.engine.projector import Projector
 
 __all__ = ["Decider", "Envelope", "Executed", "Parts", "Role", "Runtime", "Settings"]
 
-Role = Literal["relay", "consumer", "reconciler", "projector"]
-ROLES: tuple[Role, ...] = ("relay", "consumer", "reconciler", "projector")
-
-NO_GRACE = timedelta(0)
-ENDED_NOW, ENDED_BEFORE = Completed(ended_now=True), Completed(ended_now=False)
 LARGEST_BATCH = 10_000
-RELAY_POLL_S = 0.2
-FOLLOW_POLL_S = 0.05
-LONGEST_YIELD_S = 0.5
-REARM_BATCH = 5_000
-LONGEST_STOP_S = 14.0
-CLOSE_S = 4.0
-"""Of that, for the broker to be closed, and for what that interrupts to end."""
-RECEIVED_S = 0.3
-"""For messages on their way here."""
-FINISH_AHEAD = timedelta(seconds=5)
-"""What is due sooner is ended by a process that stops; what is due later is given back, and RocketMQ has it received
-again after 3.5 s (measured)."""
-
-log = Log(__name__)
-
-
-class RolesTornApart(CouponClockError):
-    """Without RocketMQ, relay and consumer work only in one process: run both here, or set ROCKETMQ_ENDPOINTS."""
-
-
-@dataclass(eq=False)
-class UnknownRole(CouponClockError):
-    """There is no role {name} here: there are {known}."""
-
-    name: str
-    known: str
-
-
-class Parts(Struct, frozen=True):
-    """What acts when an alarm is due, and what follows the log. Each has a `run_once`."""
-
-    relay: Relay
-    consumer: ExpiryConsumer
-    reconciler: Reconciler
-    projectors: tuple[Projector, ...]
-
-    def run_once(self) -> Counts:
-        """One tick of each, in the order in which an alarm and its end pass them."""
-        ended = self.relay.run_once() + self.consumer.run_once() + self.reconciler.run_once()
-        return sum((projector.run_once() for projector in self.projectors), ended)
-
-
-class Threads:
-    """Those of one `running`. `stop`: for all but the threads that end what is held, which have `left`."""
-
-    def __init__(self, died: Died) -> None:
-        self.stop = StopEvent()
-        self.left = StopEvent()
-        self.receiving: list[Thread] = []
-        self.ending: list[Thread] = []
-        self.others: list[Thread] = []
-        self.deaths: list[LoopDied] = []
-        self._died = died
-
-    def note(self, death: LoopDied) -> None:
-        self.deaths.append(death)
-        if not self.stop.is_set():
-            self._died(death)
 
 
 class Runtime(Generic[State, Command, Event]):
@@ -155,13 +59,17 @@ class Runtime(Generic[State, Command, Event]):
         self.projections = projections
         self.clock = ServerClock()
         self.store: EventStore[Event] = EventStore(database, self.clock, stored_type)
-        self.alarms = Alarms(database)
-        self.rejected = RejectedMessages(database)
-        self.log_grew = Notifier()
-        self._alarms_changed = Notifier()
-        self._handler = CommandHandler(self.store, decider, self._appended)
+        self._notify = AppendNotifier()
+        self._handler = CommandHandler(self.store, decider, self._notify)
         self._queue = SharedQueue(self._handler)
-        self._due = DueHandler(self.store, decider, self._handler, self._appended)
+        self.deadlines = Deadlines(
+            database,
+            self.clock,
+            decide_by(decider, self._handler),
+            self._notify,
+            all_prepared=decider.prepares_ending,
+            projectors=[Projector(self.store, projection) for projection in projections],
+        )
         self._closing = StopEvent()
 
     @classmethod
@@ -242,6 +150,12 @@ class Runtime(Generic[State, Command, Event]):
         arguments.refuse(arguments.list_of("commands", commands))
         return self._handler.handle_many(commands, cause)
 
+    def running(
+        self, roles: Sequence[Role] = ROLES, broker: Broker | None = None, died: Died = interrupt_main_thread
+    ) -> AbstractContextManager[Parts]:
+        """As `Application.running`, which see."""
+        return self.deadlines.running(roles, broker, died)
+
     # ── reactions ────────────────────────────────────────────────────────────────────────────────
 
     def follow(
@@ -265,7 +179,7 @@ class Runtime(Generic[State, Command, Event]):
         )
         deliver = self._in_transaction(handler) if transactional else self._then_checkpoint(handler)
         follower = Subscription(self.store, name, "follower", deliver, batch, start)
-        wait = follower.paced(self.log_grew.subscribe())
+        wait = follower.paced(self._notify.log_grew.subscribe())
         loop = Loop(name, follower.run_once, FOLLOW_POLL_S, wait, final=(InvalidArgument,))
         loop.run_forever(stop or self._closing, self._closing)
         if not self._closing.is_set():
@@ -294,102 +208,6 @@ class Runtime(Generic[State, Command, Event]):
 
         return deliver
 
-    # ── the messages ─────────────────────────────────────────────────────────────────────────────
-
-    def rearm(self, progress: Progress = no_progress) -> int:
-        """Marks all alarms unarmed, for a broker that lost its store; the relays publish them again.
-
-        Returns how many. Stopped in between, it can be run again. Raises DatabaseUnavailable.
-        """
-        started_at = self.store.learn_time()
-        rearmed = 0
-        while some := self.alarms.rearm(started_at, REARM_BATCH):
-            rearmed += some
-            progress("rearming", rearmed, None)
-        return rearmed
-
-    def retry_rejected(self, messages: Sequence[Rejected]) -> list[DueResult]:
-        """Looks at the streams that these messages mean, now; those that are no readable message are Failed."""
-        read = [readable(message.body) for message in messages]
-        report = self.handle_due([due.stream_id for due in read if isinstance(due, ExpiryDue)], "message")
-        results = iter(report.results)
-        return [next(results) if isinstance(due, ExpiryDue) else Failed(due) for due in read]
-
-    # ── running ──────────────────────────────────────────────────────────────────────────────────
-
-    @contextmanager
-    def running(
-        self, roles: Sequence[Role] = ROLES, broker: Broker | None = None, died: Died = interrupt_main_thread
-    ) -> Iterator[Parts]:
-        """As `Application.running`, which see."""
-        self.database.refuse_fork()
-        arguments.refuse(
-            arguments.list_of("roles", roles, str),
-            arguments.of_type("broker", broker, Broker) if broker is not None else (),
-            arguments.function("died", died),
-        )
-        check_roles(self.settings, roles)
-        broker = broker_for(self.settings) if broker is None else broker
-        parts = self.parts(broker)
-        threads = Threads(died)
-        try:
-            self._start(parts, broker, roles, threads)
-            log.info("running", action="start", roles=",".join(roles), broker=broker.name)
-            yield parts
-        except BaseException as error:
-            if isinstance(error, Exception) or not threads.deaths:
-                raise  # else it is how the program was told of a death
-        finally:
-            if not self.database.is_forked:
-                self._stop(parts, broker, threads)
-                log.info("stopped", action="stop", roles=",".join(roles))
-        if threads.deaths:
-            raise threads.deaths[0]
-
-    def _start(self, parts: Parts, broker: Broker, roles: Sequence[Role], threads: Threads) -> None:
-        if "consumer" in roles:
-            threads.receiving = start(self._receivers(parts, broker, threads.stop), threads.stop, threads.note)
-        for role in roles:
-            stop = threads.left if role == "consumer" else threads.stop
-            started = start(self._loops(role, parts, stop), stop, threads.note)
-            (threads.ending if role == "consumer" else threads.others).extend(started)
-
-    def _stop(self, parts: Parts, broker: Broker, threads: Threads) -> None:
-        """In bounded time, whatever PostgreSQL and the broker do: what they keep from ending is left to end by
-        itself."""
-        until = monotonic() + LONGEST_STOP_S
-        threads.stop.set()
-        self._alarms_changed.notify()
-        self.log_grew.notify()
-        sides = [
-            start_thread("stop-broker", lambda: stop_broker(parts, broker, threads, until), threads.note),
-            start_thread("stop-postgresql", lambda: stop_postgresql(parts, threads, until), threads.note),
-        ]
-        join(sides, until)
-
-    def parts(self, broker: Broker) -> Parts:
-        """What acts on this broker, each to be run once or for ever."""
-        lead, grace = self.settings.lead_time, timedelta(seconds=self.settings.reconcile_grace)
-        consumer = ExpiryConsumer(
-            broker, self.alarms, self.rejected, self.handle_due, self.clock, lead, self.settings.max_held
-        )
-        relay = Relay(self.alarms, broker, self.clock, lead)
-        reconciler = Reconciler(self.handle_due, self.alarms, grace)
-        projectors = tuple(Projector(self.store, projection) for projection in self.projections)
-        return Parts(relay, consumer, reconciler, projectors)
-
-    def handle_due(self, stream_ids: Sequence[UUID], cause: DueCause, grace: timedelta = NO_GRACE) -> DueReport:
-        """Ends all that was due `grace` ago, soonest first, reads PostgreSQL's time, and reports what came of these
-        streams.
-
-        Raises DatabaseUnavailable, UnsafeLog, AnswerLost.
-        """
-        handled = self._due.handle_due(stream_ids, cause, grace)
-        self.store.learn_time()
-        decided = map(due_result, handled.decided.values())
-        failures = [result for result in decided if isinstance(result, Failed | Retry)]
-        return DueReport(handled.ended, failures, list(map(due_result, handled.asked)))
-
     # ── what the above needs ─────────────────────────────────────────────────────────────────────
 
     def _begin(self) -> None:
@@ -398,145 +216,11 @@ class Runtime(Generic[State, Command, Event]):
             migrations.check(connection, self.database.schema)
             self.store.learn_time()
 
-    def _rearming_after_failover(self, relay: Relay) -> Callable[[], Counts]:
-        """After a restore or a failover the broker may lack what was sent. It shows in new connections only."""
-        connections_made = 0
-
-        def run_once() -> Counts:
-            nonlocal connections_made
-            made = self.database.connections_made
-            if made != connections_made:
-                self._rearm_after_failover()
-                connections_made = made
-            return relay.run_once()
-
-        return run_once
-
-    def _rearm_after_failover(self) -> None:
-        with self.database.connection() as connection:
-            if failover_detected(connection, self.database.schema):
-                rearmed = self.rearm()
-                log.warning("the log was restored or failed over", action="rearm", alarms=rearmed)
-            remember_cluster(connection, self.database.schema)
-
-    def _receivers(self, parts: Parts, broker: Broker, stop: StopEvent) -> list[Loop]:
-        failures = Failures(log)
-        receive = Loop("consumer", parts.consumer.receive, 0, stop.wait, failures=failures)
-        return [receive] * broker.receivers
-
-    def _loops(self, role: Role, parts: Parts, stop: StopEvent) -> list[Loop]:
-        match role:
-            case "relay":
-                relay = self._rearming_after_failover(parts.relay)
-                return [Loop(role, relay, RELAY_POLL_S, self._alarms_changed.subscribe())]
-            case "consumer":
-                return [Loop(role, step, 0, stop.wait) for step in (parts.consumer.act, parts.consumer.acknowledge)]
-            case "reconciler":
-                return [Loop(role, parts.reconciler.run_once, self.settings.reconcile_interval, stop.wait)]
-            case "projector":
-                return [
-                    Loop(
-                        role,
-                        yield_to_expiry(projector, parts.consumer),
-                        FOLLOW_POLL_S,
-                        projector.paced(self.log_grew.subscribe()),
-                    )
-                    for projector in parts.projectors
-                ]
-
-    def _appended(self, earliest_due_at: datetime | None) -> None:
-        self.log_grew.notify()
-        if earliest_due_at is not None:
-            self._alarms_changed.notify()
-
-
-def yield_to_expiry(projector: Projector, consumer: ExpiryConsumer) -> Callable[[], Counts]:
-    """Endings first: both need the interpreter, and rows can wait for the moment that a thousand ends take."""
-
-    def run_once() -> Counts:
-        consumer.wait_until_idle(LONGEST_YIELD_S)
-        return projector.run_once()
-
-    return run_once
-
-
-def stop_broker(parts: Parts, broker: Broker, threads: Threads, until: float) -> None:
-    """Ends what is due soon, and gives back the rest, which other processes then receive."""
-    consumer = parts.consumer
-    join(threads.receiving, monotonic() + RECEIVED_S)
-    broker.stop_receiving()
-    join(threads.receiving, monotonic() + RECEIVED_S)
-    with failure_logged("held messages are not given back"):
-        consumer.leave(FINISH_AHEAD, until - CLOSE_S - monotonic())
-    threads.left.set()
-    join(threads.ending, until - CLOSE_S)
-    with failure_logged("not acknowledged"):
-        consumer.acknowledge_rest()
-    join(threads.others, until - CLOSE_S)
-    broker.close()
-
-
-def stop_postgresql(parts: Parts, threads: Threads, until: float) -> None:
-    """Frees what other processes may take over."""
-    join(threads.others, until)
-    with failure_logged("alarms are not released"):
-        parts.relay.release()
-    for projector in parts.projectors:
-        with failure_logged("a projection is not released"):
-            projector.release()
-
-
-@contextmanager
-def failure_logged(what: str) -> Iterator[None]:
-    try:
-        yield
-    except CouponClockError as error:
-        log.warning(what, action="stop", why=error)
-    except Exception as error:
-        log.error(what, trace=error, action="stop")
-
-
-def due_result(handled: HandledStream) -> DueResult:
-    """The outcome of a command, in the loops' terms."""
-    match handled.error:
-        case DatabaseUnavailable() | OutcomeUnknown() | Overtaken() | UnsafeLog():
-            return Retry(handled.error)
-        case CouponClockError():
-            return Failed(handled.error)
-    if handled.ended:
-        return ENDED_NOW
-    return ENDED_BEFORE if handled.due_at is None else NotDue(handled.due_at)
-
-
-def readable(body: bytes) -> ExpiryDue | UnreadableMessage:
-    try:
-        return from_wire(body)
-    except UnreadableMessage as unreadable:
-        return unreadable
-
 
 def missing_tables(schema: Schema, projections: Sequence[Projection[Any]]) -> migrations.Also:
     return lambda connection: [
         statement for projection in projections for statement in tables.missing(connection, schema, projection)
     ]
-
-
-def broker_for(settings: Settings) -> Broker:
-    """RocketMQ where its endpoints are set, else the in-process one. Raises BrokerMisconfigured."""
-    if not settings.rocketmq_endpoints:
-        return MemoryBroker()
-    from coupon_clock.infrastructure.messaging.rocketmq.broker import (
-        RocketMQBroker,  # its client is an extra, and slow to import
-    )
-
-    return RocketMQBroker.open(settings)
-
-
-def check_roles(settings: Settings, roles: Sequence[str]) -> None:
-    if unknown := set(roles) - set(ROLES):
-        raise UnknownRole(", ".join(sorted(unknown)), ", ".join(ROLES))
-    if not settings.rocketmq_endpoints and ("relay" in roles) != ("consumer" in roles):
-        raise RolesTornApart
 
 
 def no_notifier(earliest_due_at: datetime | None) -> None:

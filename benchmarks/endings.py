@@ -122,7 +122,7 @@ def end_in_pages(app: Application) -> None:
 
 
 def handle_due(url: str, count: int) -> float:
-    return by_application(url, lambda app: app.runtime.handle_due([], "reconciler"), count)
+    return by_application(url, lambda app: app.runtime.deadlines.handle_due([], "reconciler"), count)
 
 
 def by_application(url: str, end: Callable[[Application], object], count: int) -> float:

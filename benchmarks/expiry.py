@@ -36,11 +36,11 @@ from neighbour import Neighbour
 from raw_rocketmq import lateness, provisioned, send
 
 from coupon_clock.app import Application
+from coupon_clock.deadlines import broker_for
 from coupon_clock.infrastructure.loop import tune_interpreter
 from coupon_clock.infrastructure.scheduling.reconciler import Reconciler
 from coupon_clock.infrastructure.scheduling.relay import Relay
 from coupon_clock.local_servers.servers import LocalServers
-from coupon_clock.runtime import broker_for
 
 LIGHT, LIGHT_EVERY_S = 300, 0.05
 MANY, VERY_MANY = 10_000, 100_000
@@ -110,7 +110,7 @@ def relay_rate(running: LocalServers) -> Iterator[Figure]:
     ours, raw = [], []
     with on_rocketmq(running, "relay") as app:
         broker = broker_for(app.settings)
-        relay = Relay(app.runtime.alarms, broker, app.runtime.clock, app.settings.lead_time)
+        relay = Relay(app.runtime.deadlines.alarms, broker, app.runtime.clock, app.settings.lead_time)
         for _ in range(ROUNDS):
             raw.append(RELAYED / send(endpoints, "raw-relay", [in_half_an_hour] * RELAYED))
             create(app, [datetime.now(UTC) + timedelta(minutes=30)] * RELAYED)
@@ -133,7 +133,7 @@ def idle_reconciler(running: LocalServers) -> Iterator[Figure]:
     ):
         for statement in IDLE_TABLES:
             connection.execute(statement)
-        reconciler = Reconciler(app.runtime.handle_due, timedelta(seconds=1))
+        reconciler = Reconciler(app.runtime.deadlines.handle_due, timedelta(seconds=1))
         ours = median(seconds(reconciler.run_once) for _ in range(IDLE_ROUNDS))
         plain = median(seconds(lambda: connection.execute(IDLE_UPDATE)) for _ in range(IDLE_ROUNDS))
     yield at_most(f"idle reconciler over {IDLE_ALARMS:,} alarms, median", 1_000 * ours, "ms", 1, 1_000 * plain)

@@ -19,10 +19,10 @@ from prometheus_client import REGISTRY
 from raw_rocketmq import provisioned
 
 from coupon_clock.app import Application, Settings
+from coupon_clock.deadlines import broker_for
 from coupon_clock.infrastructure.messaging.broker import BrokerUnavailable
 from coupon_clock.infrastructure.messaging.messages import ExpiryDue
 from coupon_clock.local_servers.servers import LocalServers
-from coupon_clock.runtime import broker_for
 
 HELD_MESSAGES = 200_000
 PUBLISHED_AT_ONCE = 2_000
@@ -78,7 +78,7 @@ def hold(messages: int) -> None:
     """Prints its memory in bytes, a line each: when it has received nothing yet, and when it holds so many."""
     with Application.open(Settings.load()) as app:
         broker = broker_for(app.settings)
-        consumer = app.runtime.parts(broker).consumer
+        consumer = app.runtime.deadlines.parts(broker).consumer
         stop = Event()
 
         def receive() -> None:

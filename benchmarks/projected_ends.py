@@ -28,7 +28,7 @@ def projected_ends(server_url: str, ends: int) -> Iterator[Figure]:
             connection.execute("VACUUM ANALYZE")
         sleep_until(instant)
         say(f"ending {ends:,} templates")
-        stored = ends / seconds(lambda: app.runtime.handle_due([], "reconciler"))
+        stored = ends / seconds(lambda: app.runtime.deadlines.handle_due([], "reconciler"))
         assert app.end_of_log() == 2 * ends
         for name, projector in projectors.items():
             say(f"projecting {ends:,} ends: {name}")

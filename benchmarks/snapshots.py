@@ -50,11 +50,11 @@ def come_and_go(url: str) -> None:
 
 
 def looking(app: Application) -> Sequence[float]:
-    return timed(lambda: app.runtime.handle_due([], "reconciler", timedelta(seconds=1)))
+    return timed(lambda: app.runtime.deadlines.handle_due([], "reconciler", timedelta(seconds=1)))
 
 
 def claiming(app: Application) -> Sequence[float]:
-    return timed(lambda: app.runtime.alarms.claim(AHEAD, 2_000))
+    return timed(lambda: app.runtime.deadlines.alarms.claim(AHEAD, 2_000))
 
 
 def timed(look: Callable[[], object]) -> list[float]:

@@ -11,10 +11,10 @@ import typer
 
 from coupon_clock.app import Application
 from coupon_clock.cli.output import out
+from coupon_clock.deadlines import ROLES, Role
 from coupon_clock.infrastructure.logs import Log
 from coupon_clock.infrastructure.loop import LoopDied, tune_interpreter
 from coupon_clock.infrastructure.settings import Settings
-from coupon_clock.runtime import ROLES, Role
 
 LOOP_DIED = 1
 

@@ -91,7 +91,7 @@ def print_promise(report: PromiseReport, as_json: bool) -> None:
         print_json(report_as_json(report))
         return
     ended = ", ".join(f"{count:,} {reason}" for reason, count in sorted(report.ended.items())) or "none ended"
-    out.print(f"{report.templates:,} templates: {ended}, {report.overdue_count:,} overdue")
+    out.print(f"{report.streams:,} templates: {ended}, {report.overdue_count:,} overdue")
     for cause, late in sorted(report.lateness.items()):
         p50, p99 = late.quantile(0.5), late.quantile(0.99)
         worst = late.worst.total_seconds()
@@ -117,7 +117,7 @@ def report_as_json(report: PromiseReport) -> dict[str, object]:
         for cause, late in report.lateness.items()
     }
     return {
-        "templates": report.templates,
+        "templates": report.streams,
         "ended": dict(report.ended),
         "lateness": lateness,
         "violation_count": report.violation_count,

@@ -84,23 +84,42 @@ SECTIONS: Sections = (
         "For streams that are no coupon templates: [deadlines.md](deadlines.md).",
         (
             ("runtime.py", ("Runtime",)),
+            ("deadlines.py", ("Deadlines",)),
             ("domain/decider.py", ("Decider",)),
             ("infrastructure/command_handling/handler.py", ("Executed",)),
         ),
+    ),
+    (
+        "Deadlines of aggregates",
+        "For applications of the eventsourcing library: [eventsourcing.md](eventsourcing.md).",
+        (("aggregates.py", ("DeadlineApplication",)),),
     ),
     (
         "For tests",
         "",
         (
             ("testing/databases.py", ("throw_away_database",)),
-            ("testing/application.py", ("open_test_application", "TestApplication", "TestRuntime", "run_due")),
+            (
+                "testing/application.py",
+                ("open_test_application", "TestApplication", "TestRuntime", "TestDeadlines", "run_due"),
+            ),
             ("testing/clock.py", ("ManualClock",)),
             ("testing/decider_spec.py", ("DeciderSpec",)),
             ("testing/given_when_then.py", ("given", "when", "then", "then_nothing", "then_refused")),
         ),
     ),
 )
-ERROR_FILES = ("domain", "infrastructure", "projections", "maintenance", "runtime.py", "app.py", "importing")
+ERROR_FILES = (
+    "domain",
+    "infrastructure",
+    "projections",
+    "maintenance",
+    "deadlines.py",
+    "runtime.py",
+    "aggregates.py",
+    "app.py",
+    "importing",
+)
 LOCAL = ROOT / "local_servers"
 """Servers for development, with errors of their own."""
 ERRORS = """\

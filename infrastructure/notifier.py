@@ -1,5 +1,6 @@
 """Wakes loops that wait, within one process."""
 
+from datetime import datetime
 from threading import Condition
 from typing import Protocol
 
@@ -32,3 +33,17 @@ class Notifier:
                 heard = self._rings
 
         return wait
+
+
+class AppendNotifier:
+    """Called after each append that stored something, with the earliest due time that it set, if any: wakes what
+    follows the log, and the relay."""
+
+    def __init__(self) -> None:
+        self.log_grew = Notifier()
+        self.alarms_changed = Notifier()
+
+    def __call__(self, earliest_due_at: datetime | None) -> None:
+        self.log_grew.notify()
+        if earliest_due_at is not None:
+            self.alarms_changed.notify()

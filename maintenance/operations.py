@@ -72,7 +72,9 @@ class Maintenance:
         """
         settings = self._runtime.settings
         return promise.verify_promise(
-            self._store, timedelta(seconds=settings.reconcile_grace + settings.reconcile_interval)
+            self._store,
+            timedelta(seconds=settings.reconcile_grace + settings.reconcile_interval),
+            promise.judge_template,
         )
 
     def verify(self, part: Part = ALL_STREAMS) -> Iterator[Difference]:
@@ -179,7 +181,7 @@ class Maintenance:
         Returns how many. Stopped in between, it can be run again.
         """
         arguments.refuse(arguments.function("progress", progress))
-        return self._runtime.rearm(progress)
+        return self._runtime.deadlines.rearm(progress)
 
     def rejected(self, limit: int = 1_000, reason: str = "") -> list[Rejected]:
         """Returns messages that could not be acted on, the oldest first; those whose `reason` contains that text."""
@@ -187,14 +189,14 @@ class Maintenance:
             arguments.whole_number("limit", limit, 1),
             arguments.text("reason", reason, LONGEST_REASON) if reason != "" else (),
         )
-        return self._runtime.rejected.oldest(limit, reason)
+        return self._runtime.deadlines.rejected.oldest(limit, reason)
 
     def retry_rejected(self, messages: Sequence[Rejected]) -> list[DueResult]:
         """Handles the templates that these messages mean, now. Returns Failed for what is no readable message."""
         arguments.refuse(arguments.list_of("messages", messages, Rejected))
-        return self._runtime.retry_rejected(messages)
+        return self._runtime.deadlines.retry_rejected(messages)
 
     def drop_rejected(self, ids: Sequence[int] | None = None) -> int:
         """Forgets these, or all. Returns how many there were."""
         arguments.refuse(arguments.list_of("ids", ids, int) if ids is not None else ())
-        return self._runtime.rejected.drop(ids)
+        return self._runtime.deadlines.rejected.drop(ids)

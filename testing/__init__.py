@@ -6,15 +6,22 @@ with throw_away_database(server_url) as url, open_test_application(url, datetime
     app.run_due()
     then(app, Ended(shop_number, EndReason.EXPIRED, ended_at))
 
-The same for streams of one's own with `TestRuntime`, and for a decider alone with `DeciderSpec`, which needs no
-PostgreSQL: `from coupon_clock.testing.decider_spec import DeciderSpec` and `coupon_clock.testing.given_when_then`.
+The same for streams of one's own with `TestRuntime`, for aggregates of the eventsourcing library with `TestDeadlines`,
+and for a decider alone with `DeciderSpec`, which needs no PostgreSQL: `from coupon_clock.testing.decider_spec import
+DeciderSpec` and `coupon_clock.testing.given_when_then`.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from coupon_clock.testing.application import TestApplication, TestRuntime, open_test_application, run_due
+    from coupon_clock.testing.application import (
+        TestApplication,
+        TestDeadlines,
+        TestRuntime,
+        open_test_application,
+        run_due,
+    )
     from coupon_clock.testing.clock import ManualClock
     from coupon_clock.testing.databases import in_database, throw_away_database
     from coupon_clock.testing.decider_spec import DeciderSpec
@@ -24,6 +31,7 @@ __all__ = [
     "DeciderSpec",
     "ManualClock",
     "TestApplication",
+    "TestDeadlines",
     "TestRuntime",
     "given",
     "in_database",
@@ -37,7 +45,7 @@ __all__ = [
 ]
 
 MODULES = {
-    "application": ("TestApplication", "TestRuntime", "open_test_application", "run_due"),
+    "application": ("TestApplication", "TestDeadlines", "TestRuntime", "open_test_application", "run_due"),
     "clock": ("ManualClock",),
     "databases": ("in_database", "throw_away_database"),
     "decider_spec": ("DeciderSpec",),

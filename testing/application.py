@@ -1,11 +1,14 @@
-"""An application, or a runtime of one's own, with a manual clock and nothing in the background."""
+"""An application, a runtime of one's own, or one of the eventsourcing library's, with a manual clock and nothing in the
+background."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Generic, TypeVar
 
+from coupon_clock.aggregates import DeadlineApplication
 from coupon_clock.app import Application
+from coupon_clock.deadlines import Deadlines
 from coupon_clock.domain.decider import Command
 from coupon_clock.domain.errors import CouponClockError
 from coupon_clock.domain.events import Event
@@ -35,7 +38,7 @@ def open_test_application(database_url: str, now: datetime, **settings: Any) -> 
     with TestApplication.open(given) as app:
         app.clock = clock
         app.reader = LogReader(app.store.recorder, 0)
-        app.ticks = [app.runtime.parts(MemoryBroker()).run_once]
+        app.ticks = [app.runtime.deadlines.parts(MemoryBroker()).run_once]
         yield app
 
 
@@ -54,7 +57,7 @@ class TestApplication(Application):
 
     def run_due(self) -> Counts:
         """Runs relay, consumer, reconciler and projectors until nothing is left to do at this time."""
-        return run_due(self.runtime, self.ticks)
+        return run_due(self.runtime.deadlines, self.ticks)
 
     def happened(self) -> list[Event]:
         """All events since it was asked last, in the order of the log."""
@@ -72,7 +75,7 @@ class TestRuntime(Generic[Command, AnyEvent]):
         self.clock = ManualClock(runtime.settings, now)
         self.refusal: CouponClockError | None = None
         self._reader = LogReader(runtime.store.recorder, 0)
-        self._ticks = [runtime.parts(MemoryBroker()).run_once]
+        self._ticks = [runtime.deadlines.parts(MemoryBroker()).run_once]
 
     def execute(self, command: Command) -> Executed[AnyEvent]:
         """As the runtime does."""
@@ -84,24 +87,40 @@ class TestRuntime(Generic[Command, AnyEvent]):
 
     def run_due(self) -> Counts:
         """Runs relay, consumer, reconciler and projectors until nothing is left to do at this time."""
-        return run_due(self.runtime, self._ticks)
+        return run_due(self.runtime.deadlines, self._ticks)
 
     def happened(self) -> list[AnyEvent]:
         """All events since it was asked last, in the order of the log."""
         return news(self.runtime, self._reader)
 
 
+class TestDeadlines:
+    """Those of an open DeadlineApplication with a manual clock, and nothing in the background. Only in a throw-away
+    database: `with Trials({"COUPON_CLOCK_DATABASE_URL": url}) as trials: deadlines = TestDeadlines(trials, now)`."""
+
+    __test__ = False
+
+    def __init__(self, application: DeadlineApplication, now: datetime) -> None:
+        self._deadlines = application.deadlines
+        self.clock = ManualClock(self._deadlines.settings, now)
+        self._ticks = [self._deadlines.parts(MemoryBroker()).run_once]
+
+    def run_due(self) -> Counts:
+        """Runs relay, consumer and reconciler until nothing is left to do at this time."""
+        return run_due(self._deadlines, self._ticks)
+
+
 # ── ticks ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def run_due(runtime: Runtime[Any, Any, Any], ticks: Sequence[Callable[[], Counts]]) -> Counts:
-    """Runs these in turn until nothing is left to do at this time; for a runtime alone, its `parts(…).run_once`."""
-    runtime.store.learn_time()
+def run_due(deadlines: Deadlines, ticks: Sequence[Callable[[], Counts]]) -> Counts:
+    """Runs these in turn until nothing is left to do at this time; for one log alone, its `parts(…).run_once`."""
+    deadlines.learn_time()
     done = Counts()
     for _ in range(MOST_TICKS):
         counts = sum((tick() for tick in ticks), Counts())
         if not set(counts) - WAITING - {"failed"}:
-            streams, _, reason = runtime.alarms.stuck()
+            streams, _, reason = deadlines.alarms.stuck()
             if streams:
                 raise AssertionError(f"{streams} of the streams that are due fail: {reason}")
             if not counts["failed"]:

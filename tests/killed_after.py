@@ -8,11 +8,11 @@ from threading import Event
 from typing import Any
 
 from coupon_clock.app import Application, Settings
+from coupon_clock.deadlines import broker_for
 from coupon_clock.infrastructure.event_store.recorder import EventLogRecorder
 from coupon_clock.infrastructure.scheduling.alarms import Alarms
 from coupon_clock.infrastructure.scheduling.reconciler import Reconciler
 from coupon_clock.projections.engine import projector
-from coupon_clock.runtime import broker_for
 
 settings = Settings.load()
 broker = type(broker_for(settings))

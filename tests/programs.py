@@ -1,5 +1,6 @@
 """The examples, loaded and run."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import module_from_spec, spec_from_file_location
@@ -15,6 +16,7 @@ def example(name: str) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = module_from_spec(spec)
+    sys.modules[spec.name] = module  # the eventsourcing library finds classes of events by the name of their module
     spec.loader.exec_module(module)
     return module
 

@@ -100,7 +100,9 @@ def test_rejected_messages_are_listed_retried_and_dropped(live, database_url):
     live.execute(template)
     due = to_wire(ExpiryDue(template.template_id, template.valid_until))
     unreadable = Delivery("2", b"\xff\x00\x1b[2J" + 9_999 * b" ", None)
-    live.runtime.rejected.add([(Delivery("1", due, None), "rejected for a test"), (unreadable, "no \x1b[2J\x00 JSON")])
+    live.runtime.deadlines.rejected.add(
+        [(Delivery("1", due, None), "rejected for a test"), (unreadable, "no \x1b[2J\x00 JSON")]
+    )
 
     listed = coupon_clock("rejected", "list", "--json", database_url=database_url)
     assert listed.returncode == 1
@@ -125,4 +127,4 @@ def test_rearm_marks_every_alarm_unarmed(live, database_url):
         connection.execute("UPDATE coupon_clock.alarm SET armed_at = now()")
 
     assert coupon_clock("rearm", database_url=database_url).stdout.startswith("3 alarms")
-    assert len(live.runtime.alarms.claim(timedelta(hours=2), 10)) == 3
+    assert len(live.runtime.deadlines.alarms.claim(timedelta(hours=2), 10)) == 3

@@ -90,7 +90,7 @@ def test_a_host_whose_clock_is_wrong_ends_templates_at_their_ends(database_url, 
 def then_the_promise_holds(app: Application) -> None:
     report = app.maintenance.verify_promise()
     assert not report.found_something
-    assert report.ended == {"expired": report.templates}
+    assert report.ended == {"expired": report.streams}
 
 
 @contextmanager

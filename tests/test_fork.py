@@ -103,7 +103,7 @@ if child:
 def test_a_child_forked_while_the_loops_run_may_leave_their_block(live):
     with ExitStack() as block:
         block.enter_context(live.running())
-        with held(live.runtime.log_grew._rung):
+        with held(live.runtime._notify.log_grew._rung):
             code = exit_code_of_fork(lambda: block.close() or 0)
         live.execute(template := ending_in(1))
         eventually(lambda: len(live.history(SHOP, template.template_id)) == 2)

@@ -12,7 +12,7 @@ HOST = """
     known = set(logging.root.manager.loggerDict)
 
     from coupon_clock.app import Application, Settings
-    from coupon_clock.runtime import broker_for
+    from coupon_clock.deadlines import broker_for
     assert "rocketmq" not in sys.modules, "the client is an extra, and slow to import"
 
     settings = Settings.load(database_url=sys.argv[2], rocketmq_endpoints="127.0.0.1:1")

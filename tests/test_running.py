@@ -14,9 +14,9 @@ import pytest
 from prometheus_client import REGISTRY
 
 from coupon_clock.app import Application, Settings
+from coupon_clock.deadlines import broker_for
 from coupon_clock.domain.events import Ended, EndReason
 from coupon_clock.infrastructure.messaging.messages import ExpiryDue, to_wire
-from coupon_clock.runtime import broker_for
 from deadlines import eventually
 from examples import SHOP, change, ending_in, terminate
 

@@ -109,7 +109,7 @@ def test_a_decider_that_fails_on_one_stream_makes_no_other_late(shop, orders, pa
 
     clock.set(MORNING + shop.PAYMENT_TIME)
     failure, *answers = (
-        with_decider(orders, shop, **{part: fails_on_one}).handle_due([bad, *good], "reconciler").results
+        with_decider(orders, shop, **{part: fails_on_one}).deadlines.handle_due([bad, *good], "reconciler").results
     )
     assert isinstance(failure.error, DeciderFailed)
     assert "a mistake" in str(failure.error)
@@ -169,8 +169,8 @@ def test_a_look_whose_id_is_not_its_own_each_time_is_named(shop, orders):
         due_at=lambda state: state.pay_until,
     )
     clock.set(MORNING + shop.PAYMENT_TIME)
-    assert stuck.handle_due([order], "reconciler").results == [Completed(ended_now=True)]
-    (again,) = stuck.handle_due([order], "reconciler").results
+    assert stuck.deadlines.handle_due([order], "reconciler").results == [Completed(ended_now=True)]
+    (again,) = stuck.deadlines.handle_due([order], "reconciler").results
     assert isinstance(again.error, NothingDecided)
 
 
@@ -179,12 +179,12 @@ def test_a_stream_that_cannot_be_looked_at_is_not_tried_again_without_pause(shop
     clock = ManualClock(orders.settings, MORNING)
     placed(orders, shop, 1)
     clock.set(MORNING + shop.PAYMENT_TIME + timedelta(hours=1))
-    parts = with_decider(orders, shop, decide=lambda order, command, now: []).parts(MemoryBroker())
+    parts = with_decider(orders, shop, decide=lambda order, command, now: []).deadlines.parts(MemoryBroker())
     for _ in range(5):
         parts.relay.run_once()
         orders.store.learn_time()
         parts.consumer.run_once()
-    assert len(orders.rejected.oldest(100)) == 1
+    assert len(orders.deadlines.rejected.oldest(100)) == 1
 
 
 def test_a_decider_that_decides_nothing_when_due_is_named_and_its_message_set_aside(database_url):
@@ -195,21 +195,21 @@ def test_a_decider_that_decides_nothing_when_due_is_named_and_its_message_set_as
         order = shop.PlaceOrder(command_id=uuid4(), order_id=uuid4(), amount=1000)
         due_at = MORNING + shop.PAYMENT_TIME
         orders.execute(order)
-        assert orders.handle_due([order.order_id], "reconciler").results == [NotDue(due_at)]
+        assert orders.deadlines.handle_due([order.order_id], "reconciler").results == [NotDue(due_at)]
 
         clock.set(due_at)
         idle = replace(orders.decider, decide=lambda order, command, now: [])
         forgetful = Runtime(orders.database, idle, shop.Event)
-        parts = forgetful.parts(MemoryBroker())
+        parts = forgetful.deadlines.parts(MemoryBroker())
         parts.relay.run_once()
         forgetful.store.learn_time()
         assert parts.consumer.run_once()["rejected"] == 1
-        (answer,) = forgetful.handle_due([order.order_id], "reconciler").results
+        (answer,) = forgetful.deadlines.handle_due([order.order_id], "reconciler").results
         assert isinstance(answer, Failed)
         assert isinstance(answer.error, StreamStuck)
         assert f"{order.order_id} was due at" in str(answer.error)
 
         clock.advance(seconds=1)
-        assert orders.handle_due([order.order_id], "reconciler").results == [Completed(ended_now=True)]
+        assert orders.deadlines.handle_due([order.order_id], "reconciler").results == [Completed(ended_now=True)]
         clock.advance(days=1)
-        assert orders.handle_due([order.order_id], "reconciler").results == [Completed(ended_now=False)]
+        assert orders.deadlines.handle_due([order.order_id], "reconciler").results == [Completed(ended_now=False)]

@@ -79,7 +79,7 @@ def in_own_transaction(app: TestApplication, connection: Connection[Any]) -> lis
 def loops(app: TestApplication) -> list[object]:
     """Up to noon, when some end by what was prepared, and to the evening."""
     done: list[object] = [app.run_due(), app.maintenance.rearm()]
-    app.runtime.rejected.add([(Delivery("id", UNREADABLE_MESSAGE, "receipt"), "it is not JSON")])
+    app.runtime.deadlines.rejected.add([(Delivery("id", UNREADABLE_MESSAGE, "receipt"), "it is not JSON")])
     for now in NOON, EVENING:
         app.clock.set(now - timedelta(microseconds=1))
         app.run_due()

@@ -1,22 +1,22 @@
 """What is due is ended: prepared endings a page in one statement, the rest loaded and decided, a few at a time."""
 
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from time import monotonic
-from typing import Generic, Literal, NamedTuple
+from typing import Literal, NamedTuple
 from uuid import UUID, uuid4
 
 from coupon_clock.domain.decider import Command, Decider, Event, State
 from coupon_clock.domain.errors import CouponClockError, OutcomeUnknown
 from coupon_clock.infrastructure import telemetry
 from coupon_clock.infrastructure.command_handling.handler import EACH_WAIT, CommandHandler, Executed, Notify, Overtaken
-from coupon_clock.infrastructure.event_store.recorder import DueStream, EndedPage
+from coupon_clock.infrastructure.event_store.recorder import DueStream, EndedPage, EventLogRecorder
 from coupon_clock.infrastructure.event_store.safety import UnsafeLog
-from coupon_clock.infrastructure.event_store.store import EventStore
 from coupon_clock.infrastructure.logs import Log
 from coupon_clock.infrastructure.postgres.bottom_scans import BottomScans
 from coupon_clock.infrastructure.postgres.errors import DatabaseUnavailable, StatementTooLong, TimedOut
+from coupon_clock.infrastructure.postgres.server_clock import ServerClock
 
 PAGE = 2_000
 FALLBACK = 100
@@ -65,12 +65,17 @@ PASSING = (DatabaseUnavailable, OutcomeUnknown, Overtaken, UnsafeLog)
 
 
 class HandledStream(NamedTuple):
-    """`ended`: now, by this. Else `due_at`: when it is due, None for never; or the `error` that kept it from being
-    handled."""
+    """`ended`: now, by this, so long after it was due (None for a prepared ending). Else `due_at`: when it is due, None
+    for never; or the `error` that kept it from being handled."""
 
     ended: bool = False
+    late_by: timedelta | None = None
     due_at: datetime | None = None
     error: CouponClockError | None = None
+
+
+Decide = Callable[[Sequence[DueStream], DueCause], Sequence[HandledStream]]
+"""Loads these streams, which are due, and does what is due; what came of each, in order."""
 
 
 class HandledDue(NamedTuple):
@@ -82,22 +87,21 @@ class HandledDue(NamedTuple):
     asked: list[HandledStream]
 
 
-class DueHandler(Generic[State, Command, Event]):
-    """The one entrance for all that acts when an alarm is due. Safe to use from several threads."""
+class DueHandler:
+    """The one entrance for all that acts when an alarm is due. Safe to use from several threads.
+
+    `decide`: for streams without a prepared ending, or with another than is right now. `all_prepared`: there are few.
+    """
 
     def __init__(
-        self,
-        store: EventStore[Event],
-        decider: Decider[State, Command, Event],
-        commands: CommandHandler[State, Command, Event],
-        notify: Notify,
+        self, recorder: EventLogRecorder, clock: ServerClock, decide: Decide, notify: Notify, *, all_prepared: bool
     ) -> None:
-        self._recorder = store.recorder
-        self._clock = store.clock
+        self._recorder = recorder
+        self._clock = clock
         self._bottom_scans = BottomScans()
         self._mark = BOTTOM  # below it the last complete look left nothing
-        self._decider = decider
-        self._commands = commands
+        self._decide = decide
+        self._all_prepared = all_prepared
         self._notify = notify
 
     def handle_due(self, stream_ids: Sequence[UUID], cause: DueCause, grace: timedelta) -> HandledDue:
@@ -121,7 +125,7 @@ class DueHandler(Generic[State, Command, Event]):
             prepared |= dict.fromkeys(page.ended, HandledStream(ended=True))
             mark = min([mark, *(each.due_at for each in page.others)])
             decided |= self._decided(page.others, cause, until)
-            if monotonic() > until and not self._decider.prepares_ending:
+            if monotonic() > until and not self._all_prepared:
                 break  # what follows has to be decided too
         self._mark = mark
         ended += sum(each.ended for each in decided.values())
@@ -159,14 +163,12 @@ class DueHandler(Generic[State, Command, Event]):
         for part in self._parts(due):
             if handled and monotonic() > until:
                 break
-            commands = [self._decider.due_command(each.stream_id, uuid4()) for each in part]
-            for each, executed in zip(part, self._commands.handle_many(commands, cause, DUE_WAIT), strict=True):
-                handled[each.stream_id] = outcome = handled_stream(executed)
+            for each, outcome in zip(part, self._decide(part, cause), strict=True):
+                handled[each.stream_id] = outcome
                 if outcome.error is None and not outcome.ended and outcome.due_at != each.due_at:
                     self._recorder.correct_alarm(each.stream_id, each.due_at, outcome.due_at)
-                if outcome.ended and isinstance(executed, Executed):
-                    late = executed.decided_at - each.due_at
-                    telemetry.LATENESS.labels(cause).observe(late.total_seconds())
+                if outcome.late_by is not None:
+                    telemetry.LATENESS.labels(cause).observe(outcome.late_by.total_seconds())
             self._mark_stuck([(each, error) for each in part if (error := handled[each.stream_id].error)])
         return handled
 
@@ -208,11 +210,22 @@ def is_too_long(error: CouponClockError) -> bool:
     return isinstance(error, StatementTooLong)
 
 
-def handled_stream(executed: Executed[Event] | CouponClockError) -> HandledStream:
+def decide_by(decider: Decider[State, Command, Event], commands: CommandHandler[State, Command, Event]) -> Decide:
+    """By the decider's `due_command`, all in few transactions."""
+
+    def decide(due: Sequence[DueStream], cause: DueCause) -> list[HandledStream]:
+        looks = [decider.due_command(each.stream_id, uuid4()) for each in due]
+        executed = commands.handle_many(looks, cause, DUE_WAIT)
+        return [handled_stream(each, outcome) for each, outcome in zip(due, executed, strict=True)]
+
+    return decide
+
+
+def handled_stream(due: DueStream, executed: Executed[Event] | CouponClockError) -> HandledStream:
     if isinstance(executed, CouponClockError):
         return HandledStream(error=executed)
     if executed.events and not executed.repeated:
-        return HandledStream(ended=True)
+        return HandledStream(ended=True, late_by=executed.decided_at - due.due_at)
     if executed.was_due_at is not None and executed.was_due_at <= executed.decided_at:
         return HandledStream(error=NothingDecided(executed.stream_id, executed.was_due_at))
     return HandledStream(due_at=executed.was_due_at)

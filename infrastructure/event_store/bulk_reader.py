@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import groupby
 from operator import itemgetter
-from typing import Any
+from typing import Any, Protocol
 from uuid import UUID
 
 from psycopg import Connection, IsolationLevel
@@ -35,6 +35,8 @@ COPY (SELECT {COLUMNS}
   TO STDOUT (FORMAT BINARY)
 """
 ALL = BY_STREAM.replace("WHICH", "true")
+ALL_WITH_TOPICS = ALL.replace("NULL", "topic")
+"""For logs whose states do not name what they are."""
 SOME = BY_STREAM.replace("WHICH", "originator_id = ANY(%(ids)s::uuid[])")
 CHUNK = BY_STREAM.replace(
     "WHICH",
@@ -77,10 +79,20 @@ Stream = tuple[UUID, list[Envelope[Event]], UnreadableEvent | None]
 """Its id, as much of it as can be read, and the first event that cannot."""
 
 
+class ReadableLog(Protocol[Event]):
+    """An EventStore, or what reads another kind of log."""
+
+    @property
+    def database(self) -> Database: ...
+
+    def readable(self, events: Sequence[Any], /) -> tuple[list[Envelope[Event]], UnreadableEvent | None]:
+        """Of one stream, rows with the fields of RecordedEvent: as many as can be read, and the first that cannot."""
+
+
 @contextmanager
 def streams(
     connection: Connection[TupleRow],
-    store: EventStore[Event],
+    store: ReadableLog[Event],
     statement: str = ALL,
     parameters: Mapping[str, Any] | None = None,
 ) -> Iterator[Iterator[Stream[Event]]]:

@@ -232,6 +232,42 @@ BEGIN
     END LOOP;
 END $$;
 
+-- Events in the order given, with alarms of their streams: all of it, or nothing where a version exists already.
+CREATE FUNCTION {schema}.insert_events(
+    ids uuid[], versions bigint[], topics text[], states bytea[], command_id uuid, cause text, actor text,
+    alarm_ids uuid[], alarm_due_ats timestamptz[], alarm_versions bigint[], decided_at timestamptz
+) RETURNS SETOF bigint LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
+    SET plan_cache_mode = force_generic_plan SET enable_seqscan = off
+AS $$
+BEGIN
+    PERFORM {schema}.require_read_committed();
+    PERFORM FROM {schema}.alarm WHERE alarm.stream_id = ANY (alarm_ids) ORDER BY alarm.stream_id FOR NO KEY UPDATE;
+
+    RETURN QUERY
+    INSERT INTO {schema}.event AS log (originator_id, originator_version, topic, state, command_id, cause, actor)
+    SELECT given.id, given.version, given.topic, given.state,
+           insert_events.command_id, insert_events.cause, insert_events.actor
+      FROM unnest(ids, versions, topics, states) WITH ORDINALITY AS given (id, version, topic, state, n)
+     ORDER BY given.n
+    RETURNING log.notification_id;
+
+    DELETE FROM {schema}.alarm
+     USING unnest(alarm_ids, alarm_due_ats) AS change (id, due_at)
+     WHERE alarm.stream_id = change.id
+       AND (change.due_at IS NULL OR alarm.due_at <= decided_at);
+
+    INSERT INTO {schema}.alarm AS kept (stream_id, due_at, version)
+    SELECT change.id, change.due_at, change.version
+      FROM unnest(alarm_ids, alarm_due_ats, alarm_versions) AS change (id, due_at, version)
+     WHERE change.due_at IS NOT NULL
+     ORDER BY change.id
+        ON CONFLICT ON CONSTRAINT alarm_pkey DO UPDATE
+       SET due_at = excluded.due_at, version = excluded.version, topic = NULL, ending = NULL,
+           stuck_since = NULL, stuck_until = NULL, stuck_by = NULL, armed_at = NULL, leased_until = NULL
+     WHERE kept.due_at <> excluded.due_at;
+END $$;
+
 -- The prepared endings of what is due, a page at a time: soonest first, beyond the key given, so that what cannot be
 -- ended at the head hides nothing behind it. An ending is appended only where the stream is as its last append left it;
 -- the rest comes back as others. Alarms that others hold are skipped.

@@ -23,12 +23,15 @@ from eventsourcing.persistence import (
     StoredEvent,
     Subscription,
 )
+from psycopg import Connection
+from psycopg.errors import SerializationFailure
+from psycopg.rows import TupleRow
 
 from coupon_clock.domain.errors import CouponClockError
 from coupon_clock.infrastructure.event_store.log_reader import LAST_POSITION, LogReader, RecordedEvent
 from coupon_clock.infrastructure.postgres import arrays
 from coupon_clock.infrastructure.postgres.database import Connections, fetch_one
-from coupon_clock.infrastructure.postgres.errors import DatabaseUnavailable, detect_lost_answer
+from coupon_clock.infrastructure.postgres.errors import DatabaseUnavailable, detect_lost_answer, first_line
 
 SHORTEST_POLL_S, LONGEST_POLL_S = 0.002, 0.05
 SMALLEST_PAGE = 100
@@ -70,6 +73,14 @@ class NewEvents(NamedTuple):
     alarm_versions: arrays.Bigints
     ending_topics: arrays.Texts
     endings: arrays.Byteas
+
+
+class NewAlarm(NamedTuple):
+    """When a stream is to be looked at next, None for never; `version`: the stream's then."""
+
+    stream_id: UUID
+    due_at: datetime | None
+    version: int
 
 
 class DueStream(NamedTuple):
@@ -347,6 +358,10 @@ class EventLogRecorder(ApplicationRecorder):
      ORDER BY n
     RETURNING notification_id
     """
+    INSERT_WITH_ALARMS = """
+    SELECT * FROM {schema}.insert_events(%(ids)b, %(versions)b, %(topics)b, %(states)b, %(command_id)s, %(cause)s,
+                                         %(actor)s, %(alarm_ids)b, %(due_ats)b, %(alarm_versions)b, %(decided_at)b)
+    """
 
     def insert_events(
         self,
@@ -355,19 +370,35 @@ class EventLogRecorder(ApplicationRecorder):
         command_id: UUID | None = None,
         cause: str = "command",
         actor: str | None = None,
+        alarms: Sequence[NewAlarm] = (),
+        decided_at: datetime | None = None,
         **kwargs: Any,
     ) -> Sequence[int] | None:
-        """Stores all or none, and returns the positions in the order given. Alarms stay as they are.
+        """Stores all or none, and returns the positions in the order given.
 
-        Raises IntegrityError when a version exists already, and OperationalError when it is unknown whether the events
-        were stored, or certain that they were not.
+        `alarms`: of their streams; others stay as they are. `decided_at`: alarms that were due then are replaced; one
+        that is due and not replaced must not move.
+        Raises IntegrityError when a version exists already, or an alarm would be moved too late, and OperationalError
+        when it is unknown whether the events were stored, or certain that they were not.
         """
         if not stored_events:
             return []
+        how = {"command_id": command_id, "cause": cause, "actor": actor}
         with translate_to_library_errors(), self._connections.connection() as connection:
-            parameters = [command_id, cause, actor, *columns(stored_events)]
-            rows = connection.execute(self._connections.sql(self.INSERT), parameters, prepare=True).fetchall()
+            if alarms:
+                parameters = how | event_columns(stored_events) | alarm_columns(alarms) | {"decided_at": decided_at}
+                rows = self._insert_with_alarms(connection, parameters)
+            else:
+                values = [*how.values(), *columns(stored_events)]
+                rows = connection.execute(self._connections.sql(self.INSERT), values, prepare=True).fetchall()
         return [position for (position,) in rows]
+
+    def _insert_with_alarms(self, connection: Connection[TupleRow], parameters: dict[str, object]) -> list[Any]:
+        try:
+            statement = self._connections.sql(self.INSERT_WITH_ALARMS)
+            return connection.execute(statement, parameters, prepare=True).fetchall()
+        except SerializationFailure as moved_too_late:
+            raise IntegrityError(first_line(moved_too_late)) from moved_too_late
 
     SELECT_EVENTS = """
     SELECT originator_id, originator_version, topic, state
@@ -453,6 +484,19 @@ class PollingSubscription(Subscription[EventLogRecorder]):
 
 def notification(event: RecordedEvent) -> Notification:
     return Notification(event.stream_id, event.version, event.topic, event.state, event.position)
+
+
+def event_columns(stored_events: Sequence[StoredEvent]) -> dict[str, object]:
+    return dict(zip(("ids", "versions", "topics", "states"), columns(stored_events), strict=True))
+
+
+def alarm_columns(alarms: Sequence[NewAlarm]) -> dict[str, object]:
+    ids, due_ats, versions = zip(*alarms, strict=True)
+    return {
+        "alarm_ids": arrays.packed(arrays.Uuids, ids),
+        "due_ats": arrays.packed(arrays.Timestamps, due_ats),
+        "alarm_versions": arrays.packed(arrays.Bigints, versions),
+    }
 
 
 def columns(stored_events: Sequence[StoredEvent]) -> list[object]:

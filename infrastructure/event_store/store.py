@@ -180,7 +180,7 @@ class EventStore(Generic[Event]):
 
     def learn_time(self) -> datetime:
         """Reads PostgreSQL's time, as every load does. Raises DatabaseUnavailable."""
-        return self.load_many([]).now
+        return learn_time(self.recorder, self.clock)
 
     def append(
         self,
@@ -245,6 +245,14 @@ class EventStore(Generic[Event]):
                 alarms.append((append.stream_id, append.due_at, version, *prepared))
         columns = chain(zip(*events, strict=True), zip(*alarms, strict=True) if alarms else repeat((), 5))
         return NewEvents(*map(arrays.packed, NEW_EVENTS, columns))
+
+
+def learn_time(recorder: EventLogRecorder, clock: ServerClock) -> datetime:
+    """Reads PostgreSQL's time. Raises DatabaseUnavailable."""
+    started = monotonic()
+    now, _ = recorder.select_streams([])
+    clock.learn(now, started, monotonic())
+    return now.astimezone(UTC)
 
 
 def outcomes(

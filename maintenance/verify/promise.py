@@ -1,19 +1,21 @@
-"""Proves the promise from the log alone: every template that ended did so once, last, not early; and how late.
+"""Proves the promise from the log alone: what was due was done once, not early; and how late.
 
-Reads any live database, in one snapshot and in bounded memory.
+Reads any live database, in one snapshot and in bounded memory. What is right for one stream is judged by its kind: of
+coupon templates here, of aggregates in aggregates.py.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 from msgspec import Struct, field
 
 from coupon_clock.domain.coupon_template import due_at, fold
 from coupon_clock.domain.events import Ended, EndReason, Event
-from coupon_clock.infrastructure.event_store.bulk_reader import snapshot, streams
-from coupon_clock.infrastructure.event_store.store import Envelope, EventStore
+from coupon_clock.infrastructure.event_store.bulk_reader import ALL_WITH_TOPICS, ReadableLog, snapshot, streams
+from coupon_clock.infrastructure.event_store.store import Envelope
 from coupon_clock.infrastructure.postgres.database import fetch_one
 
 MOST_NAMED = 1_000
@@ -60,10 +62,19 @@ class LatenessDistribution(Struct):
         return 0.0
 
 
+class Judged(Struct):
+    """What one stream's events say: how it ended, or what was done; how late, by what found it due; when it is due."""
+
+    violations: list[Violation] = field(default_factory=list)
+    ended: list[str] = field(default_factory=list)
+    lateness: list[tuple[str, timedelta]] = field(default_factory=list)
+    due_at: datetime | None = None
+
+
 class PromiseReport(Struct):
     """What was found. `violations`, `overdue` and `left_out` name up to 1,000 each; the counts are of all."""
 
-    templates: int = 0
+    streams: int = 0
     ended: Counter[str] = field(default_factory=Counter)
     lateness: dict[str, LatenessDistribution] = field(default_factory=dict)
     violations: list[Violation] = field(default_factory=list)
@@ -78,21 +89,23 @@ class PromiseReport(Struct):
         return bool(self.violation_count or self.overdue_count or self.left_out_count)
 
 
-def verify_promise(store: EventStore[Event], grace: timedelta) -> PromiseReport:
-    """Returns what was found. `grace`: how long after its end a template counts as overdue.
+def verify_promise(
+    log: ReadableLog[Any], grace: timedelta, judge: Callable[[UUID, list[Envelope[Any]]], Judged]
+) -> PromiseReport:
+    """Returns what was found. `grace`: how long after its due time a stream counts as overdue.
 
     Raises DatabaseUnavailable.
     """
     report = PromiseReport()
-    with snapshot(store.database) as (log,):
-        (now,) = fetch_one(log, store.database.sql("SELECT {schema}.now_utc()"))
-        with streams(log, store) as found:
+    with snapshot(log.database) as (connection,):
+        (now,) = fetch_one(connection, log.database.sql("SELECT {schema}.now_utc()"))
+        with streams(connection, log, ALL_WITH_TOPICS) as found:
             for stream_id, envelopes, unreadable in found:
                 if unreadable is not None:
                     _leave_out(report, LeftOut(stream_id, unreadable.position, unreadable.reason))
                     continue
                 try:
-                    _verify_stream(report, stream_id, envelopes, now - grace)
+                    _add(report, stream_id, judge(stream_id, envelopes), now - grace)
                 except Exception as error:
                     _leave_out(report, LeftOut(stream_id, envelopes[-1].position, repr(error)))
     return report
@@ -103,24 +116,30 @@ def _leave_out(report: PromiseReport, stream: LeftOut) -> None:
     report.left_out += [stream] if len(report.left_out) < MOST_NAMED else []
 
 
-def _verify_stream(
-    report: PromiseReport, stream_id: UUID, envelopes: list[Envelope[Event]], overdue_since: datetime
-) -> None:
-    report.templates += 1
-    for violation in ending_violations(stream_id, envelopes):
-        report.violation_count += 1
-        report.violations += [violation] if len(report.violations) < MOST_NAMED else []
-    state = fold(envelope.event for envelope in envelopes)
-    due = due_at(state) if state else None
-    if due is not None and due < overdue_since:
+def _add(report: PromiseReport, stream_id: UUID, judged: Judged, overdue_since: datetime) -> None:
+    report.streams += 1
+    report.violation_count += len(judged.violations)
+    report.violations += judged.violations[: MOST_NAMED - len(report.violations)]
+    report.ended.update(judged.ended)
+    if judged.due_at is not None and judged.due_at < overdue_since:
         report.overdue_count += 1
         report.overdue += [stream_id] if len(report.overdue) < MOST_NAMED else []
+    for cause, lateness in judged.lateness:
+        report.lateness.setdefault(cause, LatenessDistribution()).add(lateness)
+
+
+# ── of coupon templates ──────────────────────────────────────────────────────────────────────────
+
+
+def judge_template(stream_id: UUID, envelopes: list[Envelope[Event]]) -> Judged:
+    state = fold(envelope.event for envelope in envelopes)
+    judged = Judged(list(ending_violations(stream_id, envelopes)), due_at=due_at(state) if state else None)
     last = envelopes[-1]
     if isinstance(last.event, Ended):
-        report.ended[last.event.reason] += 1
+        judged.ended.append(last.event.reason)
         if last.event.reason is EndReason.EXPIRED:
-            distribution = report.lateness.setdefault(last.cause, LatenessDistribution())
-            distribution.add(last.recorded_at - last.event.ended_at)
+            judged.lateness.append((last.cause, last.recorded_at - last.event.ended_at))
+    return judged
 
 
 def ending_violations(stream_id: UUID, envelopes: list[Envelope[Event]]) -> Iterator[Violation]:

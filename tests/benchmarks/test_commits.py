@@ -42,7 +42,7 @@ def test_a_prepared_end_is_counted_with_its_cause(app: TestApplication, commits:
     two_templates(app)
     app.clock.set(NOON)
 
-    app.runtime.handle_due([], "reconciler")
+    app.runtime.deadlines.handle_due([], "reconciler")
 
     assert counted(commits) == {f"run: {PAGE}, cause reconciler": 2}
     commits.wait_for(2, NOON)
@@ -55,7 +55,7 @@ def test_an_end_that_had_to_be_decided_is_counted_as_such(
     elsewhere.execute("UPDATE coupon_clock.alarm SET ending = NULL WHERE stream_id = %s", (one,))
     app.clock.set(NOON)
 
-    app.runtime.handle_due([], "message")
+    app.runtime.deadlines.handle_due([], "message")
 
     assert counted(commits) == {f"run: {PAGE}, cause message": 1, f"run: {DECIDED}, cause message": 1}
     commits.wait_for(2, NOON)
@@ -70,7 +70,7 @@ def test_ends_beside_a_writer_that_locks_no_alarm_are_counted_as_such(
 
     with elsewhere.transaction(force_rollback=True):
         elsewhere.execute(insert, (one,))
-        app.runtime.handle_due([], "reconciler")
+        app.runtime.deadlines.handle_due([], "reconciler")
 
     assert counted(commits) == {f"run: {EACH_STREAM}, cause reconciler": 1}
 
@@ -88,7 +88,7 @@ def test_an_end_in_a_way_that_is_not_counted_fails_the_run(
 ):
     two_templates(app)
     app.clock.set(NOON)
-    app.runtime.handle_due([], "reconciler")
+    app.runtime.deadlines.handle_due([], "reconciler")
     insert = "INSERT INTO coupon_clock.event (originator_id, originator_version, topic, state) VALUES (%s, 1, %s, 's')"
     elsewhere.execute(insert, (uuid4(), "CouponTemplate.Ended"))
 

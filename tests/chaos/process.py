@@ -18,8 +18,8 @@ from chaos.time_of_run import TimeOfRun
 from chaos.unreliable_broker import UnreliableBroker
 from chaos.workload import Workload
 from coupon_clock.app import Application, DatabaseUnavailable, Settings
+from coupon_clock.deadlines import broker_for
 from coupon_clock.infrastructure.logs import log_to_stderr
-from coupon_clock.runtime import broker_for
 
 VARIABLE = "CHAOS"
 WATCH_EVERY_S = 0.05

@@ -103,7 +103,7 @@ def test_alarms_that_no_broker_was_reported_are_named_with_the_role_that_is_miss
     live.execute(template)
     assert "--role relay" in findings(settings)["relay"]
 
-    live.runtime.alarms.claim(timedelta(minutes=1), 10)
+    live.runtime.deadlines.alarms.claim(timedelta(minutes=1), 10)
     assert "relay" not in findings(settings)
 
 

@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from psycopg.errors import SerializationFailure
 
 from coupon_clock.app import COUPON_TEMPLATES, Application, CouponClockError, Envelope, Outcome, Settings
+from coupon_clock.deadlines import Parts
 from coupon_clock.domain.events import StoredEvent
 from coupon_clock.infrastructure.event_store.checkpoint import CheckpointLost
 from coupon_clock.infrastructure.event_store.migrations import open_database
@@ -27,7 +28,7 @@ from coupon_clock.infrastructure.postgres.errors import AnswerLost
 from coupon_clock.projections.engine import projector
 from coupon_clock.projections.rebuild.rebuild import RebuildOptions, rebuild
 from coupon_clock.projections.registry import PROJECTIONS
-from coupon_clock.runtime import Parts, Runtime
+from coupon_clock.runtime import Runtime
 from coupon_clock.testing import ManualClock
 from deadlines import eventually
 from examples import MICROSECOND, SHOP, a_template, change, increase, terminate
@@ -128,7 +129,7 @@ class CouponTemplates(RuleBasedStateMachine):
     def start_process(self) -> None:
         self.app = self.world.open_application()
         self.app.store.learn_time()
-        self.parts: Parts = self.app.runtime.parts(self.broker)
+        self.parts: Parts = self.app.runtime.deadlines.parts(self.broker)
         self.follower = Subscription(self.app.store, FOLLOWER, "follower", self.tell, batch=3)
 
     def stop_process(self) -> None:
@@ -379,7 +380,7 @@ class CouponTemplates(RuleBasedStateMachine):
     @rule(dies=st.sampled_from([None] * 15 + [("alarms", "after"), ("broker", "before"), ("broker", "after")]))
     def relay(self, dies: tuple[str, When] | None) -> None:
         claim = "lease" if self.broker.forgets else "claim"
-        points = {"alarms": (self.app.runtime.alarms, claim), "broker": (self.broker, "publish")}
+        points = {"alarms": (self.app.runtime.deadlines.alarms, claim), "broker": (self.broker, "publish")}
         self.run(self.parts.relay.run_once, points, dies)
 
     @rule(
@@ -673,7 +674,7 @@ class Interruption:
         if self._meanwhile in ("the end comes", "it is ended"):
             machine.set_clock(max(machine.now, template.valid_until))
         if self._meanwhile == "it is ended":
-            machine.app.runtime.handle_due([], "reconciler")
+            machine.app.runtime.deadlines.handle_due([], "reconciler")
             machine.agree_with_log()
         if self._meanwhile == "another command":
             other = machine.increase(template, 2, None)

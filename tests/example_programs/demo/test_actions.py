@@ -96,7 +96,7 @@ def test_moves_an_end_earlier(app):
 
 def test_sends_a_message_again_once(app):
     template, broker = created(app, "send again"), MemoryBroker()
-    relay = app.runtime.parts(broker).relay
+    relay = app.runtime.deadlines.parts(broker).relay
     relay.run_once()
 
     for _ in range(2):

@@ -77,7 +77,7 @@ def test_the_same_histories_end_with_the_same_events_either_way(app, prepared):
     }
     for at in (NOON, EVENING):
         app.clock.set(at)
-        runtime.handle_due([], "reconciler")
+        runtime.deadlines.handle_due([], "reconciler")
     assert {each.template_id: ended(app, each.template_id) for each in expected} == {
         each.template_id: event for each, event in expected.items()
     }
@@ -87,11 +87,11 @@ def test_an_ending_is_stored_at_the_end_and_never_before(app):
     template = a_template(valid_until=NOON)
     app.execute(template)
     app.clock.set(NOON - MICROSECOND)
-    report = app.runtime.handle_due([template.template_id], "message")
+    report = app.runtime.deadlines.handle_due([template.template_id], "message")
     assert (report.ended, report.results) == (0, [NotDue(NOON)])
 
     app.clock.set(NOON)
-    report = app.runtime.handle_due([template.template_id], "message")
+    report = app.runtime.deadlines.handle_due([template.template_id], "message")
     assert (report.ended, report.results) == (1, [Completed(ended_now=True)])
     (_, last) = app.history(SHOP, template.template_id)
     assert (last.recorded_at, last.cause, last.version) == (NOON, "message", 2)
@@ -111,7 +111,7 @@ def test_a_stream_that_another_writer_changed_is_decided_anew(app, database_url)
             ),
         )
     app.clock.set(NOON)
-    assert app.runtime.handle_due([template.template_id], "message").results == [Completed(ended_now=True)]
+    assert app.runtime.deadlines.handle_due([template.template_id], "message").results == [Completed(ended_now=True)]
     assert [envelope.version for envelope in app.history(SHOP, template.template_id)] == [1, 2, 3]
 
 
@@ -126,7 +126,7 @@ def test_an_end_that_another_writer_moved_is_not_stored_at_the_old_one(app, data
             (template.template_id, *app.store.encoded(moved)),
         )
     app.clock.set(NOON)
-    assert app.runtime.handle_due([], "reconciler").ended == 0
+    assert app.runtime.deadlines.handle_due([], "reconciler").ended == 0
     assert ended(app, template.template_id) is None
     assert alarm(app, template.template_id)[0] == EVENING
 
@@ -137,13 +137,13 @@ def test_an_alarm_that_is_due_before_its_stream_is_corrected(app, database_url):
     with psycopg.connect(database_url) as connection:
         connection.execute("UPDATE coupon_clock.alarm SET due_at = %s, ending = NULL", (NOON,))
     app.clock.set(NOON)
-    assert app.runtime.handle_due([], "reconciler").ended == 0
+    assert app.runtime.deadlines.handle_due([], "reconciler").ended == 0
     assert alarm(app, template.template_id)[0] == EVENING
     assert ended(app, template.template_id) is None
 
 
 def test_a_message_about_no_stream_is_a_failure_with_its_id(app):
-    (result,) = app.runtime.handle_due([unknown := uuid4()], "message").results
+    (result,) = app.runtime.deadlines.handle_due([unknown := uuid4()], "message").results
     assert isinstance(result, Failed)
     assert str(unknown) in str(result.error)
 
@@ -158,11 +158,11 @@ def test_many_that_cannot_be_ended_at_the_head_hide_none_behind_them(app, databa
             (MORNING,),
         )
     app.clock.set(NOON)
-    report = app.runtime.handle_due([], "reconciler")
+    report = app.runtime.deadlines.handle_due([], "reconciler")
     assert report.ended == 5
     failures = len(report.failures)
     while report.failures:
-        report = app.runtime.handle_due([], "reconciler")
+        report = app.runtime.deadlines.handle_due([], "reconciler")
         failures += len(report.failures)
     assert failures == 5000, "each was looked at once, and is left alone"
 
@@ -195,16 +195,16 @@ def test_what_cannot_be_handled_is_left_alone_for_longer_and_longer(app, unreada
     pauses = []
     for late in (0, 1, 3, 10, 100, 1_000):
         app.clock.set(NOON + timedelta(seconds=late))
-        assert len(app.runtime.handle_due([], "reconciler").failures) == 1
-        assert app.runtime.handle_due([], "reconciler").failures == [], "not again at once"
+        assert len(app.runtime.deadlines.handle_due([], "reconciler").failures) == 1
+        assert app.runtime.deadlines.handle_due([], "reconciler").failures == [], "not again at once"
         pauses.append((stuck_until(app, unreadable) - app.clock.now).total_seconds())
     assert pauses == [1, 1, 3, 10, 60, 60]
 
 
 def test_what_is_left_alone_is_told_to_who_asks_for_it(app, unreadable):
     app.clock.set(NOON)
-    app.runtime.handle_due([], "reconciler")
-    (result,) = app.runtime.handle_due([unreadable], "message").results
+    app.runtime.deadlines.handle_due([], "reconciler")
+    (result,) = app.runtime.deadlines.handle_due([unreadable], "message").results
     assert isinstance(result, Failed)
     assert "cannot be read by this version" in str(result.error)
 
@@ -218,7 +218,7 @@ def test_the_next_command_frees_what_was_left_alone(app, database_url):
         )
     app.execute(increase(template.template_id))
     app.clock.set(NOON)
-    assert app.runtime.handle_due([], "reconciler").ended == 1
+    assert app.runtime.deadlines.handle_due([], "reconciler").ended == 1
 
 
 def test_stuck_streams_are_logged_once_and_then_summed_up(app, database_url, caplog):
@@ -227,7 +227,7 @@ def test_stuck_streams_are_logged_once_and_then_summed_up(app, database_url, cap
     with psycopg.connect(database_url) as connection:
         for template in templates:
             connection.execute(UNREADABLE, (template.template_id,))
-    reconciler = app.runtime.parts(MemoryBroker()).reconciler
+    reconciler = app.runtime.deadlines.parts(MemoryBroker()).reconciler
     for late in range(1, 100):
         app.clock.set(NOON + timedelta(seconds=late))
         reconciler.run_once()
@@ -251,10 +251,10 @@ def test_short_streams_do_not_wait_for_long_ones_that_have_to_be_decided_too(app
         )
     runtime = without_endings(app)
     app.clock.set(NOON)
-    runtime.handle_due([], "reconciler")
+    runtime.deadlines.handle_due([], "reconciler")
     assert all(ended(app, template.template_id) for template in short)
 
-    while runtime.handle_due([], "reconciler").ended:
+    while runtime.deadlines.handle_due([], "reconciler").ended:
         pass
     assert all(ended(app, template.template_id) for template in long)
 
@@ -268,10 +268,10 @@ def test_a_template_that_a_caller_holds_makes_no_other_late_and_is_tried_again(a
     app.clock.set(NOON)
     with app.database.connect() as caller, caller.transaction():
         caller.execute("SELECT FROM coupon_clock.alarm WHERE stream_id = %s FOR UPDATE", (held.template_id,))
-        report = app.runtime.handle_due([held.template_id, free.template_id], "message")
+        report = app.runtime.deadlines.handle_due([held.template_id, free.template_id], "message")
         assert isinstance(report.results[0], Retry)
         assert report.results[1] == Completed(ended_now=True)
-    assert app.runtime.handle_due([held.template_id], "message").results == [Completed(ended_now=True)]
+    assert app.runtime.deadlines.handle_due([held.template_id], "message").results == [Completed(ended_now=True)]
 
 
 def test_a_writer_that_locks_no_alarm_makes_no_other_stream_late(app, database_url):
@@ -283,10 +283,10 @@ def test_a_writer_that_locks_no_alarm_makes_no_other_stream_late(app, database_u
             "INSERT INTO coupon_clock.event (originator_id, originator_version, topic, state) VALUES (%s, 2, 't', 's')",
             (held.template_id,),
         )
-        assert app.runtime.handle_due([], "reconciler").ended == 1
+        assert app.runtime.deadlines.handle_due([], "reconciler").ended == 1
         assert ended(app, free.template_id) is not None
         foreign.rollback()
-    assert app.runtime.handle_due([], "reconciler").ended == 1
+    assert app.runtime.deadlines.handle_due([], "reconciler").ended == 1
 
 
 def test_a_decision_made_before_a_stream_was_due_is_not_stored_after(app):
@@ -385,7 +385,7 @@ def test_writers_callers_and_enders_on_common_streams_never_deadlock_and_end_eac
 
     def end() -> None:
         while not stop.is_set():
-            live.runtime.handle_due([], "reconciler")
+            live.runtime.deadlines.handle_due([], "reconciler")
 
     with ThreadPoolExecutor(8) as threads:
         running = [threads.submit(append, 0), threads.submit(append, 1), *map(threads.submit, (hold, move, end, end))]
@@ -393,7 +393,7 @@ def test_writers_callers_and_enders_on_common_streams_never_deadlock_and_end_eac
         stop.set()
         for each in running:
             each.result(60)
-    eventually(lambda: not live.runtime.handle_due([], "reconciler").ended and all_over(live, ids), within=30)
+    eventually(lambda: not live.runtime.deadlines.handle_due([], "reconciler").ended and all_over(live, ids), within=30)
 
     with psycopg.connect(database_url) as connection:
         (deadlocks,) = connection.execute(

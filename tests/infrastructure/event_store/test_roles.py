@@ -166,7 +166,7 @@ def test_a_reader_reads_verifies_and_diagnoses(as_role):
         assert reader.maintenance.rejected() == []
         assert list(reader.maintenance.verify_rows()) == []
         assert list(reader.maintenance.verify_alarms()) == []
-        assert reader.maintenance.verify_promise().templates == 1
+        assert reader.maintenance.verify_promise().streams == 1
         assert reader.maintenance.dry_run("coupon_template").events == 1
     parts = {diagnosis.part: diagnosis for diagnosis in examine(as_role("reader"))}
     assert parts["log"].ok
@@ -179,7 +179,7 @@ def test_a_reader_reads_verifies_and_diagnoses(as_role):
         lambda app: app.execute(ending_in(3600)),
         lambda app: app.maintenance.rearm(),
         lambda app: app.maintenance.rebuild(),
-        lambda app: app.runtime.handle_due([], "reconciler"),
+        lambda app: app.runtime.deadlines.handle_due([], "reconciler"),
     ],
 )
 def test_a_reader_writes_nothing_and_is_told_what_it_lacks(as_role, write):

@@ -145,7 +145,7 @@ def test_single_calls_under_another_isolation_are_refused_with_the_command_that_
                 app.execute(increase(template.template_id))
         assert type(app.execute_many([ending_in(3600)])[0]) is UnsuitableTransactions
         with pytest.raises(UnsuitableTransactions, match=what_to_do):
-            app.runtime.handle_due([template.template_id], "reconciler")
+            app.runtime.deadlines.handle_due([template.template_id], "reconciler")
 
 
 @pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])

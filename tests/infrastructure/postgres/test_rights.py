@@ -98,7 +98,7 @@ def test_row_security_that_keeps_a_projector_out_is_named(superuser, role, of_ro
     live.execute(ending_in(3600))
     superuser.execute(b"ALTER TABLE coupon_clock.coupon_template ENABLE ROW LEVEL SECURITY")
     with Application.open(of_role) as app:
-        projector = app.runtime.parts(MemoryBroker()).projectors[0]
+        projector = app.runtime.deadlines.parts(MemoryBroker()).projectors[0]
         with pytest.raises(MissingRight, match=r"row-level security.*BYPASSRLS"):
             projector.run_once()
 

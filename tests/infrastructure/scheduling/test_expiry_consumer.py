@@ -60,7 +60,7 @@ def consumer_of(app: TestApplication, inbox: Inbox, handle_due=None, max_held: i
         inbox,
         Alarms(app.database),
         RejectedMessages(app.database),
-        handle_due or app.runtime.handle_due,
+        handle_due or app.runtime.deadlines.handle_due,
         app.runtime.clock,
         LEAD,
         max_held,
@@ -201,7 +201,7 @@ def test_while_postgresql_is_away_nothing_is_acknowledged_and_receiving_pauses(a
     def handle_due(stream_ids, cause, grace):
         if away:
             raise DatabaseUnavailable("it restarts")
-        return app.runtime.handle_due(stream_ids, cause, grace)
+        return app.runtime.deadlines.handle_due(stream_ids, cause, grace)
 
     template = a_template(valid_until=NOON)
     app.execute(template)
@@ -224,7 +224,7 @@ def test_while_postgresql_is_away_nothing_is_acknowledged_and_receiving_pauses(a
 
 def test_one_stream_that_cannot_be_looked_at_now_stops_neither_the_others_nor_receiving(app, inbox):
     def handle_due(stream_ids, cause, grace):
-        report = app.runtime.handle_due(stream_ids, cause, grace)
+        report = app.runtime.deadlines.handle_due(stream_ids, cause, grace)
         results = [
             Retry(OutcomeUnknown(uuid4())) if stream_id == bad.template_id else result
             for stream_id, result in zip(stream_ids, report.results, strict=True)
@@ -320,7 +320,7 @@ def test_what_is_held_keeps_no_body(app, consumer, inbox):
 def test_rejected_messages_are_bounded_the_oldest_go_first(app, monkeypatch):
     monkeypatch.setattr("coupon_clock.infrastructure.messaging.rejected.MOST_ROWS", 10)
     for start in (0, 8, 16):
-        app.runtime.rejected.add([(Delivery(str(n), b"x", None), "a test") for n in range(start, start + 8)])
+        app.runtime.deadlines.rejected.add([(Delivery(str(n), b"x", None), "a test") for n in range(start, start + 8)])
     assert [each.message_id for each in app.maintenance.rejected()] == [str(n) for n in range(14, 24)]
 
 

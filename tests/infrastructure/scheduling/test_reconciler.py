@@ -14,7 +14,7 @@ GRACE = timedelta(seconds=1)
 
 
 def reconciler(app: TestApplication) -> Reconciler:
-    return Reconciler(app.runtime.handle_due, app.runtime.alarms, GRACE)
+    return Reconciler(app.runtime.deadlines.handle_due, app.runtime.deadlines.alarms, GRACE)
 
 
 def is_ended(app: TestApplication, template) -> bool:

@@ -31,7 +31,7 @@ class Outbox(MemoryBroker):
 
 
 def relay_to(app: TestApplication, outbox: Outbox) -> Relay:
-    return Relay(app.runtime.alarms, outbox, app.runtime.clock, LEAD)
+    return Relay(app.runtime.deadlines.alarms, outbox, app.runtime.clock, LEAD)
 
 
 def turn(app: TestApplication, at) -> None:
@@ -119,11 +119,11 @@ def test_of_what_was_sent_only_what_is_missing_is_sent_again_and_at_once(app, fo
 def test_what_a_dead_relay_had_claimed_is_not_sent_and_the_reconciler_ends_it(app):
     app.execute(template := a_template(valid_until=NOON))
     turn(app, NOON - timedelta(minutes=10))
-    app.runtime.alarms.claim(ahead=timedelta(hours=1), limit=10)
+    app.runtime.deadlines.alarms.claim(ahead=timedelta(hours=1), limit=10)
     assert not relay_to(app, Outbox(forgets=False)).run_once()
 
     turn(app, NOON + timedelta(seconds=1))
-    assert app.runtime.handle_due([], "reconciler", timedelta(seconds=1)).ended == 1
+    assert app.runtime.deadlines.handle_due([], "reconciler", timedelta(seconds=1)).ended == 1
     assert len(app.history(template.shop_number, template.template_id)) == 2
 
 

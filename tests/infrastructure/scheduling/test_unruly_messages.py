@@ -68,7 +68,7 @@ class AWeekLate:
 
 def live(app: TestApplication, broker: Unruly) -> None:
     """Some end at noon and after, some are moved either way, some are terminated; a minute at a time."""
-    app.ticks[0] = app.runtime.parts(broker).run_once
+    app.ticks[0] = app.runtime.deadlines.parts(broker).run_once
     templates = [a_template(template_id=UUID(int=100 + n), valid_until=NOON + n * MINUTE) for n in range(12)]
     given(app, *templates)
     app.run_due()
@@ -93,7 +93,7 @@ def then_a_new_one_ends_by_its_message(app: TestApplication, broker: Unruly) -> 
     given(app, template)
     app.clock.set(template.valid_until)
     app.runtime.store.learn_time()
-    parts = app.runtime.parts(broker)
+    parts = app.runtime.deadlines.parts(broker)
     parts.relay.run_once()
     parts.consumer.run_once()
     assert app.history(SHOP, template.template_id)[-1].cause == "message"
