@@ -21,7 +21,7 @@ from eventsourcing.utils import EnvType
 from coupon_clock.deadlines import Deadlines, Parts, Role
 from coupon_clock.domain.errors import CouponClockError, InvalidArgument, Problem
 from coupon_clock.infrastructure.command_handling.due import DueCause, HandledStream, NothingDecided
-from coupon_clock.infrastructure.event_store.recorder import DueStream, NewAlarm
+from coupon_clock.infrastructure.event_store.recorder import DueStream, EventLogRecorder, NewAlarm
 from coupon_clock.infrastructure.event_store.store import Envelope, UnreadableEvent
 from coupon_clock.infrastructure.loop import Died, interrupt_main_thread
 from coupon_clock.infrastructure.messaging.broker import Broker
@@ -75,7 +75,9 @@ class DeadlineApplication(Application[UUID]):
             raise NoDeadlinesThere
         self._appended = AppendNotifier()
         self._threads = ThreadPoolExecutor(SAVED_AT_ONCE, thread_name_prefix="handle-due")
-        self.deadlines = Deadlines(self.factory.database(), ServerClock(), self._handle_all, self._appended)
+        database = self.factory.database()
+        log = EventLogRecorder(database)
+        self.deadlines = Deadlines(database, log, ServerClock(), self._handle_all, self._appended)
         self.deadlines.learn_time()
 
     def running(

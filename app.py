@@ -303,6 +303,19 @@ class Application:
         envelopes, _, _ = self._load(shop_number, template_id)
         return envelopes
 
+    def state_at(self, shop_number: int, template_id: UUID, at: int | datetime) -> TemplateView:
+        """Returns what the template was at that position of the log, or (aware) time, from the log alone.
+
+        Raises CouponTemplateNotFound, also where it was created later; InvalidArgument, UnreadableEvent,
+        DatabaseUnavailable.
+        """
+        arguments.refuse(arguments.position_or_time("at", at))
+        envelopes, _, _ = self._load(shop_number, template_id)
+        view = read_model.view_at(envelopes, at)
+        if view is None:
+            raise CouponTemplateNotFound(template_id, shop_number)
+        return view
+
     def is_usable(self, shop_number: int, template_id: UUID, at: datetime | None = None) -> bool:
         """Returns whether the template, as the log has it now, is usable at that (aware) time; by default now, by
         PostgreSQL's clock.

@@ -135,6 +135,7 @@ class Deadlines:
     def __init__(
         self,
         database: Database,
+        recorder: EventLogRecorder,
         clock: ServerClock,
         decide: Decide,
         notify: AppendNotifier,
@@ -149,8 +150,8 @@ class Deadlines:
         self.rejected = RejectedMessages(database)
         self._projectors = tuple(projectors)
         self._notify = notify
-        self._recorder = EventLogRecorder(database)
-        self._due = DueHandler(self._recorder, clock, decide, notify, all_prepared=all_prepared)
+        self._recorder = recorder
+        self._due = DueHandler(recorder, clock, decide, notify, all_prepared=all_prepared)
 
     def learn_time(self) -> datetime:
         """Reads PostgreSQL's time. Raises DatabaseUnavailable."""

@@ -64,6 +64,7 @@ class Runtime(Generic[State, Command, Event]):
         self._queue = SharedQueue(self._handler)
         self.deadlines = Deadlines(
             database,
+            self.store.recorder,
             self.clock,
             decide_by(decider, self._handler),
             self._notify,

@@ -133,7 +133,7 @@ def idle_reconciler(running: LocalServers) -> Iterator[Figure]:
     ):
         for statement in IDLE_TABLES:
             connection.execute(statement)
-        reconciler = Reconciler(app.runtime.deadlines.handle_due, timedelta(seconds=1))
+        reconciler = Reconciler(app.runtime.deadlines.handle_due, app.runtime.deadlines.alarms, timedelta(seconds=1))
         ours = median(seconds(reconciler.run_once) for _ in range(IDLE_ROUNDS))
         plain = median(seconds(lambda: connection.execute(IDLE_UPDATE)) for _ in range(IDLE_ROUNDS))
     yield at_most(f"idle reconciler over {IDLE_ALARMS:,} alarms, median", 1_000 * ours, "ms", 1, 1_000 * plain)

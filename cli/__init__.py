@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from coupon_clock.cli import doctor, followers, imports, local, quarantine, rebuild, rejected, service, verify
+from coupon_clock.cli import doctor, followers, imports, local, quarantine, rebuild, rejected, schema, service, verify
 from coupon_clock.cli.output import WRONG_USE, err
 from coupon_clock.domain.errors import CouponClockError
 from coupon_clock.infrastructure.logs import log_to_stderr
@@ -21,6 +21,7 @@ cli.add_typer(followers.commands, name="followers")
 cli.add_typer(local.commands, name="local")
 cli.add_typer(quarantine.commands, name="quarantine")
 cli.add_typer(rejected.commands, name="rejected")
+cli.add_typer(schema.commands, name="schema")
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from math import isfinite
 from uuid import UUID
 
 from coupon_clock.domain.errors import InvalidArgument, Problem
-from coupon_clock.domain.rules import LARGEST_NUMBER, Problems, within
+from coupon_clock.domain.rules import LARGEST_NUMBER, Problems, instant, within
 
 LARGEST_PAGE = 1_000
 LONGEST_NAME = 100
@@ -97,3 +97,11 @@ def limit(value: int) -> Problems:
         yield from wrong_type
     elif value < 1:
         yield Problem("limit", value, "must be at least 1")
+
+
+def position_or_time(field: str, value: int | datetime) -> Problems:
+    """A position of the log, or an aware time."""
+    if isinstance(value, datetime):
+        yield from instant(field, value)
+    else:
+        yield from list(of_type(field, value, int, datetime)) or within(field, value, 0, LARGEST_NUMBER)

@@ -1,33 +1,40 @@
-"""Tells everybody else that a template ended: `Ended` events to an ordinary RocketMQ topic, at least once.
+"""Tells everybody else that a template ended: CloudEvents on an ordinary RocketMQ topic, at least once.
 
-Receivers tell repeats by `position`, and may get them in another order. Needs a topic of type NORMAL:
+Receivers tell repeats by `source` and `id`, and may get them in another order. `data` is the event as it is stored:
+`coupon-clock schema events` prints its JSON Schema. Needs a topic of type NORMAL:
 
     with Application.open(Settings.load()) as app, rocketmq_publisher("127.0.0.1:8081", "coupon-ended") as publish:
         announce(app, publish, stop)
 """
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Event as StopEvent
 
+import msgspec
+
 from coupon_clock import Application, Ended, Envelope, Event
+
+SOURCE = "/coupon-clock/coupon-templates"
+"""Of this log: another one needs another."""
 
 
 def announcement(envelope: Envelope[Event]) -> bytes | None:
-    """The message for an event, None where nobody needs to know."""
-    event = envelope.event
-    if not isinstance(event, Ended):
+    """The CloudEvent (1.0, structured JSON) of an event, None where nobody needs to know."""
+    if not isinstance(envelope.event, Ended):
         return None
-    content = {
-        "type": "CouponTemplateEnded",
-        "template_id": str(envelope.stream_id),
-        "shop_number": event.shop_number,
-        "reason": event.reason,
-        "ended_at": event.ended_at.isoformat(),
-        "position": envelope.position,
-    }
-    return json.dumps(content).encode()
+    return msgspec.json.encode(
+        {
+            "specversion": "1.0",
+            "id": str(envelope.position),
+            "source": SOURCE,
+            "type": "CouponTemplate.Ended",
+            "subject": str(envelope.stream_id),
+            "time": envelope.recorded_at,
+            "datacontenttype": "application/json",
+            "data": envelope.event,
+        }
+    )
 
 
 def announce(app: Application, publish: Callable[[bytes], object], stop: StopEvent) -> None:

@@ -3,8 +3,9 @@
 States come from the time, so that nothing is called usable at or after its end, however far behind the rows are.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import reduce
 from typing import Any, Literal, get_args
 from uuid import UUID
 
@@ -29,6 +30,7 @@ from coupon_clock.domain.events import (
 )
 from coupon_clock.domain.rules import Problems
 from coupon_clock.domain.texts import normalized
+from coupon_clock.domain.validity import utc
 from coupon_clock.infrastructure.event_store.store import Envelope
 from coupon_clock.infrastructure.postgres.database import Schema
 from coupon_clock.projections.engine.projection import Projection, same_shape
@@ -104,6 +106,20 @@ def fold(row: TemplateRow | None, envelope: Envelope[Event]) -> TemplateRow:
             return replace(row, valid_from=valid_from, valid_until=valid_until, version=version, position=position)
         case Ended():
             return replace(row, reason=event.reason, ended_at=event.ended_at, version=version, position=position)
+
+
+def view_at(envelopes: Sequence[Envelope[Event]], at: int | datetime) -> TemplateView | None:
+    """What a row would have been at a position, when its last event until then was stored, or at a time. None before
+    the first event."""
+    if isinstance(at, datetime):
+        seen = [envelope for envelope in envelopes if envelope.recorded_at <= at]
+    else:
+        seen = [envelope for envelope in envelopes if envelope.position <= at]
+    row = reduce(fold, seen, None)
+    if row is None:
+        return None
+    as_of = utc(at) if isinstance(at, datetime) else seen[-1].recorded_at
+    return TemplateView(**asdict(row), as_of=as_of, quarantined=False)
 
 
 TEMPLATE_ROWS: Projection[TemplateRow] = Projection(

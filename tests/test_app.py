@@ -1,6 +1,6 @@
 """The life of a coupon template through the public API, on a clock that is turned by hand."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 from msgspec.structs import replace
@@ -257,6 +257,31 @@ def test_reading_what_is_not_projected_yet_says_so(app):
     outcome = app.execute(a_template())
     with pytest.raises(ReadModelBehind):
         app.find(SHOP, outcome.template_id, at_least=outcome.position, timeout=0)
+
+
+def test_what_a_template_was_at_a_position_or_a_time_is_told_from_the_log(app):
+    template = a_template()
+    created = app.execute(template)
+    app.execute(a_template())  # others lie between
+    app.clock.advance(hours=1)
+    increased = app.execute(increase(template.template_id, by=5))
+    app.clock.set(EVENING)
+    app.run_due()
+
+    def at(when: int | datetime) -> tuple[int, str, int]:
+        view = app.state_at(SHOP, template.template_id, when)
+        return view.stock, view.state, view.version
+
+    assert at(created.position) == at(increased.position - 1) == at(MORNING) == (100, "active", 1)
+    assert at(increased.position) == at(MORNING + timedelta(hours=1)) == (105, "active", 2)
+    assert at(NOON - MICROSECOND) == (105, "active", 2)
+    assert at(NOON) == (105, "over", 2)  # its end is recorded later
+    assert at(EVENING) == at(app.end_of_log()) == (105, "over", 3)
+    for too_early in (created.position - 1, 0, MORNING - MICROSECOND):
+        with pytest.raises(CouponTemplateNotFound):
+            at(too_early)
+    with pytest.raises(CouponTemplateNotFound):
+        app.state_at(OTHER_SHOP, template.template_id, EVENING)
 
 
 def test_history_tells_who_did_what_and_why(app):

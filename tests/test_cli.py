@@ -3,8 +3,10 @@
 import json
 import signal
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from command_line import coupon_clock, running
 from coupon_clock.domain.events import Ended
@@ -128,3 +130,18 @@ def test_rearm_marks_every_alarm_unarmed(live, database_url):
 
     assert coupon_clock("rearm", database_url=database_url).stdout.startswith("3 alarms")
     assert len(live.runtime.deadlines.alarms.claim(timedelta(hours=2), 10)) == 3
+
+
+# ── schema ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_every_event_ever_stored_fits_the_printed_schema_and_others_do_not():
+    printed = coupon_clock("schema", "events")
+    assert printed.returncode == 0, printed.stderr
+    stored = Draft202012Validator(json.loads(printed.stdout))
+
+    golden = (Path(__file__).parent / "domain" / "golden" / "events.jsonl").read_bytes().splitlines()
+    for event in map(json.loads, golden):
+        stored.validate(event)
+        assert not stored.is_valid(event | {"shop_number": "one"})
+        assert not stored.is_valid({name: value for name, value in event.items() if name != "type"})

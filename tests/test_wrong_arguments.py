@@ -33,6 +33,8 @@ CALLS: dict[str, Call] = {
     "page, limit": lambda app, odd: app.page(1, limit=odd),
     "shop_months, before": lambda app, odd: app.shop_months(1, before=odd),
     "history": lambda app, odd: app.history(1, odd),
+    "state_at, shop_number": lambda app, odd: app.state_at(odd, TEMPLATE, 1),
+    "state_at, at": lambda app, odd: app.state_at(1, TEMPLATE, odd),
     "is_usable, at": lambda app, odd: app.is_usable(1, TEMPLATE, at=odd),
     "running, roles": lambda app, odd: begun(app.running(odd)),
     "running, broker": lambda app, odd: begun(app.running(["relay", "consumer"], odd)),

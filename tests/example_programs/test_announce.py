@@ -2,6 +2,7 @@
 
 import json
 
+import msgspec
 import pytest
 
 from coupon_clock.infrastructure.messaging.rocketmq.library import library
@@ -24,8 +25,8 @@ def test_ends_are_announced_also_after_a_failure(live):
 
     with in_background(example("announce").announce, live, publish):
         eventually(lambda: sent)
-    assert [json.loads(body)["template_id"] for body in sent] == [str(template.template_id)]
-    assert json.loads(sent[0])["reason"] == "terminated"
+    assert [json.loads(body)["subject"] for body in sent] == [str(template.template_id)]
+    assert json.loads(sent[0])["data"]["reason"] == "terminated"
 
 
 @pytest.mark.rocketmq
@@ -43,13 +44,16 @@ def test_ends_are_announced_on_an_ordinary_rocketmq_topic(live, rocketmq):
     ):
         (body,) = received(rocketmq.endpoints, "ended", "listeners")
 
+    (envelope,) = [each for each in live.history(SHOP, template.template_id) if each.position == outcome.position]
     assert json.loads(body) == {
-        "type": "CouponTemplateEnded",
-        "template_id": str(template.template_id),
-        "shop_number": SHOP,
-        "reason": "terminated",
-        "ended_at": outcome.events[0].ended_at.isoformat(),
-        "position": outcome.position,
+        "specversion": "1.0",
+        "id": str(outcome.position),
+        "source": "/coupon-clock/coupon-templates",
+        "type": "CouponTemplate.Ended",
+        "subject": str(template.template_id),
+        "time": envelope.recorded_at.isoformat().replace("+00:00", "Z"),
+        "datacontenttype": "application/json",
+        "data": json.loads(msgspec.json.encode(envelope.event)),
     }
     with pytest.raises(Exception, match="not running"):
         publish(b"after it was shut down")
