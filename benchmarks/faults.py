@@ -1,9 +1,13 @@
-"""What faults cost: how many ends are left to the reconciler while consumers are restarted one after the other.
+"""What faults cost: ends that are left to the reconciler, sockets that are left open.
 
-    python benchmarks/faults.py [--json] [restart] [alone]
+    python benchmarks/faults.py [--json] [restart] [alone] [unknown] [outage]
+
+restart, alone  consumers are restarted one after the other; the only one is
+unknown         40,000 messages of streams that nobody knows come within 10 s of 500 ends
+outage          RocketMQ is away for five minutes
 
 Consumers are processes of their own, `coupon-clock run --role consumer`; relay and reconciler run in another. Two
-minutes a measure.
+minutes a measure, the outage seven.
 """
 
 import os
@@ -13,19 +17,24 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
-from time import monotonic
+from time import monotonic, sleep
+from uuid import uuid4
 
+import psutil
 import psycopg
 from measure import Figure, application, arguments, at_most, create, say, servers, sleep_until, tell
-from raw_rocketmq import provisioned
+from raw_rocketmq import provisioned, send
 
 from coupon_clock.app import Application
+from coupon_clock.infrastructure.messaging.messages import ExpiryDue, to_wire
 from coupon_clock.local_servers.servers import LocalServers
 
 ENDS_A_SECOND = 50
 BEFORE_S, EVERY_S, AFTER_S = 25.0, 20.0, 25.0
 RESTARTS = 4
 LONGEST_STOP_S = 60.0
+UNKNOWN, UNKNOWN_S = 40_000, 10.0
+OUTAGE_S, SETTLED_S = 300.0, 30.0
 
 CAUSES = """
 SELECT cause, count(*)
@@ -61,6 +70,10 @@ class Consumer:
         took = monotonic() - began
         self.start()
         return took
+
+    def sockets(self) -> int:
+        """TCP connections, in whatever state."""
+        return len(psutil.Process(self._process.pid).net_connections("tcp"))
 
     def kill(self) -> None:
         self._process.kill()
@@ -113,7 +126,50 @@ def consuming(running: LocalServers, consumers: int) -> Iterator[tuple[Applicati
             yield app, processes
 
 
-MEASURES = {"restart": restarts(2, most_left=2), "alone": restarts(1, most_left=None)}
+def unknown_streams(running: LocalServers) -> Iterator[Figure]:
+    say(f"{UNKNOWN:,} messages of unknown streams beside {ENDS_A_SECOND} ends a second")
+    with consuming(running, 1) as (app, _):
+        first = datetime.now(UTC) + timedelta(seconds=BEFORE_S)
+        until = first + timedelta(seconds=UNKNOWN_S)
+        count = int(UNKNOWN_S * ENDS_A_SECOND)
+        create(app, [first + timedelta(seconds=n / ENDS_A_SECOND) for n in range(count)])
+        due = [first.timestamp() + n * UNKNOWN_S / UNKNOWN for n in range(UNKNOWN)]
+        took = send(app.settings.rocketmq_endpoints, app.settings.rocketmq_topic, due, of_unknown_stream)
+        sleep_until(until + timedelta(seconds=5))
+        left, ended = left_to_reconciler(app, first, until)
+        yield at_most(f"{UNKNOWN:,} messages of unknown streams, sent in", took, "s", None)
+        yield at_most("ends left to the reconciler beside them", 100 * left / ended, "%", 0)
+        yield at_most("rejected messages that are kept", len(app.maintenance.rejected(UNKNOWN)), "messages", None)
+
+
+def of_unknown_stream(deliver_at: float) -> bytes:
+    return to_wire(ExpiryDue(uuid4(), datetime.fromtimestamp(deliver_at, UTC)))
+
+
+def outage(running: LocalServers) -> Iterator[Figure]:
+    assert running.rocketmq
+    with consuming(running, 1) as (_, (consumer,)):
+        sleep(SETTLED_S)
+        before = consumer.sockets()
+        say(f"{before} sockets; RocketMQ is away for {OUTAGE_S:.0f} s")
+        running.rocketmq.kill()
+        most, until = before, monotonic() + OUTAGE_S
+        while monotonic() < until:
+            sleep(1)
+            most = max(most, consumer.sockets())
+        running.rocketmq.start()
+        sleep(SETTLED_S)
+        after = consumer.sockets()
+    yield at_most("sockets of a consumer during the outage, most", most, "sockets", None, before)
+    yield at_most("sockets of a consumer after the outage", after, "sockets", before + 2, before)
+
+
+MEASURES = {
+    "restart": restarts(2, most_left=2),
+    "alone": restarts(1, most_left=None),
+    "unknown": unknown_streams,
+    "outage": outage,
+}
 
 
 def main() -> int:

@@ -7,7 +7,7 @@ are the best it can do.
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from threading import Event, Lock, Semaphore, Thread
 from typing import Any
@@ -32,15 +32,20 @@ def provisioned(running: LocalServers, name: str) -> str:
     return running.rocketmq.endpoints
 
 
-def send(endpoints: str, topic: str, deliver_at: Sequence[float]) -> float:
-    """Pipelined; `deliver_at` in epoch seconds. Returns the seconds from the first send to the last receipt."""
+def send(
+    endpoints: str, topic: str, deliver_at: Sequence[float], body: Callable[[float], bytes] | None = None
+) -> float:
+    """Pipelined; `deliver_at` in epoch seconds. Returns the seconds from the first send to the last receipt.
+
+    `body`: of the message for a time, by default that time.
+    """
     producer = library().rocketmq.Producer(_configuration(endpoints), {topic})
     producer.startup()
     free = Semaphore(IN_FLIGHT)
     started = time.monotonic()
     for at in deliver_at:
         free.acquire()
-        producer.send_async(_message(topic, at)).add_done_callback(partial(_note_sent, free))
+        producer.send_async(_message(topic, at, body)).add_done_callback(partial(_note_sent, free))
     for _ in range(IN_FLIGHT):
         free.acquire()
     took = time.monotonic() - started
@@ -100,11 +105,11 @@ class _Receivers:
                 self._done.set()
 
 
-def _message(topic: str, deliver_at: float) -> Any:
-    """Its body is the time at which it is wanted: whole seconds, as the client takes them."""
+def _message(topic: str, deliver_at: float, body: Callable[[float], bytes] | None) -> Any:
+    """The client takes whole seconds."""
     message = library().rocketmq.Message()
     message.topic = topic
-    message.body = repr(deliver_at).encode()
+    message.body = body(deliver_at) if body else repr(deliver_at).encode()
     message.delivery_timestamp = int(deliver_at)
     return message
 
