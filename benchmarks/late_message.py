@@ -51,9 +51,9 @@ def light_shops(server_url: str, others_lost: bool) -> Iterator[Figure]:
             sleep_until(instant + LATE)
             deliver([ExpiryDue(late, instant)], app.settings.lead_time)
             commits.wait_for(MANY + BEFORE + AFTER, first + (BEFORE + AFTER) * EVERY)
-    yield at_most(f"{name}: {SHOPS} light shops, p99", quantile(commits.lateness(of_the_others), 0.99), "s", 1)
-    yield at_most(f"{name}: its last", max(commits.lateness(of_the_shop)), "s", None)
-    yield from commits.figures(name)
+        yield at_most(f"{name}: {SHOPS} light shops, p99", quantile(commits.lateness(of_the_others), 0.99), "s", 1)
+        yield at_most(f"{name}: its last", max(commits.lateness(of_the_shop)), "s", None)
+        yield from commits.figures(name)
 
 
 def keep_back(broker: MemoryBroker, lost: Callable[[ExpiryDue], bool]) -> Publish:
