@@ -30,6 +30,7 @@ from coupon_clock.infrastructure.loop import (
     Died,
     Loop,
     LoopDied,
+    Ticks,
     interrupt_main_thread,
     join,
     start,
@@ -43,6 +44,7 @@ from coupon_clock.infrastructure.notifier import AppendNotifier
 from coupon_clock.infrastructure.postgres.database import Database
 from coupon_clock.infrastructure.postgres.errors import DatabaseUnavailable
 from coupon_clock.infrastructure.postgres.server_clock import ServerClock
+from coupon_clock.infrastructure.processes import HEARTBEAT_S, Heartbeat
 from coupon_clock.infrastructure.progress import Progress, no_progress
 from coupon_clock.infrastructure.scheduling.alarms import Alarms
 from coupon_clock.infrastructure.scheduling.due_result import (
@@ -116,6 +118,7 @@ class Threads:
         self.receiving: list[Thread] = []
         self.ending: list[Thread] = []
         self.others: list[Thread] = []
+        self.heartbeat: Heartbeat | None = None
         self.deaths: list[LoopDied] = []
         self._died = died
 
@@ -148,6 +151,7 @@ class Deadlines:
         self.clock = clock
         self.alarms = Alarms(database)
         self.rejected = RejectedMessages(database)
+        self.ticks = Ticks()
         self._projectors = tuple(projectors)
         self._notify = notify
         self._recorder = recorder
@@ -195,6 +199,9 @@ class Deadlines:
             stop = threads.left if role == "consumer" else threads.stop
             started = start(self._loops(role, parts, stop), stop, threads.note)
             (threads.ending if role == "consumer" else threads.others).extend(started)
+        threads.heartbeat = Heartbeat(self.database, list(roles), self.ticks)
+        beat = Loop("heartbeat", threads.heartbeat.run_once, HEARTBEAT_S, threads.stop.wait)
+        threads.others += start([beat], threads.stop, threads.note)
 
     def _stop(self, parts: Parts, broker: Broker, threads: Threads) -> None:
         """In bounded time, whatever PostgreSQL and the broker do: what they keep from ending is left to end by
@@ -277,18 +284,25 @@ class Deadlines:
 
     def _receivers(self, parts: Parts, broker: Broker, stop: StopEvent) -> list[Loop]:
         failures = Failures(log)
-        receive = Loop("consumer", parts.consumer.receive, 0, stop.wait, failures=failures)
+        receive = Loop(
+            "consumer", parts.consumer.receive, 0, stop.wait, "receiver", failures=failures, ticks=self.ticks
+        )
         return [receive] * broker.receivers
 
     def _loops(self, role: Role, parts: Parts, stop: StopEvent) -> list[Loop]:
         match role:
             case "relay":
                 relay = self._rearming_after_failover(parts.relay)
-                return [Loop(role, relay, RELAY_POLL_S, self._notify.alarms_changed.subscribe())]
+                return [Loop(role, relay, RELAY_POLL_S, self._notify.alarms_changed.subscribe(), ticks=self.ticks)]
             case "consumer":
-                return [Loop(role, step, 0, stop.wait) for step in (parts.consumer.act, parts.consumer.acknowledge)]
+                act, acknowledge = parts.consumer.act, parts.consumer.acknowledge
+                return [
+                    Loop(role, act, 0, stop.wait, ticks=self.ticks),
+                    Loop(role, acknowledge, 0, stop.wait, "acknowledger", ticks=self.ticks),
+                ]
             case "reconciler":
-                return [Loop(role, parts.reconciler.run_once, self.settings.reconcile_interval, stop.wait)]
+                reconcile, interval = parts.reconciler.run_once, self.settings.reconcile_interval
+                return [Loop(role, reconcile, interval, stop.wait, ticks=self.ticks)]
             case "projector":
                 return [
                     Loop(
@@ -296,6 +310,8 @@ class Deadlines:
                         yield_to_expiry(projector, parts.consumer),
                         FOLLOW_POLL_S,
                         projector.paced(self._notify.log_grew.subscribe()),
+                        f"projector {projector.name}",
+                        ticks=self.ticks,
                     )
                     for projector in parts.projectors
                 ]
@@ -330,6 +346,9 @@ def stop_broker(parts: Parts, broker: Broker, threads: Threads, until: float) ->
 def stop_postgresql(parts: Parts, threads: Threads, until: float) -> None:
     """Frees what other processes may take over."""
     join(threads.others, until)
+    with failure_logged("the process is still listed"):
+        if threads.heartbeat:
+            threads.heartbeat.end()
     with failure_logged("alarms are not released"):
         parts.relay.release()
     for projector in parts.projectors:

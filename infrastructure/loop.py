@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from threading import Event, Thread, main_thread
+from threading import Event, Thread, get_ident, main_thread
 from time import monotonic
 
 import msgspec
@@ -57,19 +57,41 @@ def tune_interpreter() -> None:
     sys.setswitchinterval(LONGEST_TURN_S)
 
 
+class Ticks:
+    """For how long each loop of a process has been in one tick. A tick that failed has ended too."""
+
+    def __init__(self) -> None:
+        self._since: dict[tuple[str, int], float | None] = {}
+
+    def began(self, loop: str) -> None:
+        self._since[loop, get_ident()] = monotonic()
+
+    def ended(self, loop: str) -> None:
+        self._since[loop, get_ident()] = None
+
+    def in_hand(self) -> dict[str, float]:
+        """Seconds by loop, 0 for one that waits; of several threads of one loop, the longest."""
+        now, found = monotonic(), dict[str, float]()
+        for (loop, _), since in list(self._since.items()):
+            found[loop] = max(found.get(loop, 0.0), 0.0 if since is None else round(now - since, 1))
+        return found
+
+
 class Loop(Struct, frozen=True):
     """`run_once` until `stop`; at once again while it finds work, else after `idle` seconds, or when `wait` wakes.
 
-    `final`: errors that no repetition can mend; they end the loop, and are raised. `failures`: shared by loops that
-    fail alike.
+    `name`: where a role has several loops. `final`: errors that no repetition can mend; they end the loop, and are
+    raised. `failures`: shared by loops that fail alike. `ticks`: told when each begins and ends.
     """
 
     role: str
     run_once: Callable[[], Counts]
     idle: float
     wait: Wait
+    name: str = ""
     final: tuple[type[Exception], ...] = ()
     failures: Failures = msgspec.field(default_factory=lambda: Failures(log))
+    ticks: Ticks = msgspec.field(default_factory=Ticks)
 
     def run_forever(self, stop: Event, *also: Event) -> None:
         """Until one of these is set."""
@@ -77,7 +99,7 @@ class Loop(Struct, frozen=True):
         process = os.getpid()
         while not any(each.is_set() for each in (stop, *also)):
             try:
-                counts = self.run_once()
+                counts = self._ticked()
             except self.final:
                 raise
             except Exception as error:
@@ -91,6 +113,14 @@ class Loop(Struct, frozen=True):
                 telemetry.count(self.role, counts)
                 if not counts.keys() - NO_PROGRESS:
                     self.wait(self.idle)
+
+    def _ticked(self) -> Counts:
+        name = self.name or self.role
+        self.ticks.began(name)
+        try:
+            return self.run_once()
+        finally:
+            self.ticks.ended(name)
 
     def _failed(self, error: Exception, backoff: Backoff) -> float:
         seconds = backoff.failed()

@@ -109,6 +109,18 @@ CREATE TABLE {schema}.rebuild_chunk (
     events     bigint
 );
 
+-- Processes that run loops (processes.py). loops: for how many seconds each was in one tick.
+CREATE TABLE {schema}.process (
+    instance     uuid PRIMARY KEY,
+    host         text        NOT NULL,
+    pid          integer     NOT NULL,
+    roles        text[]      NOT NULL,
+    version      text        NOT NULL,
+    started_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
+    heartbeat_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    loops        jsonb       NOT NULL
+);
+
 CREATE TABLE {schema}.cluster_identity (
     only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
     identity text NOT NULL

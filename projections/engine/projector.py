@@ -60,6 +60,7 @@ class Projector:
         self._asked_at = float("-inf")
         self._retry_at = float("-inf")
         self._retried = quarantine.FIRST
+        self.name = self._table
         self.standing = Standing()
         self.release = self._subscription.release
         self.paced = self._subscription.paced
