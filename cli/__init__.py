@@ -4,7 +4,19 @@ import sys
 
 import typer
 
-from coupon_clock.cli import doctor, followers, imports, local, quarantine, rebuild, rejected, schema, service, verify
+from coupon_clock.cli import (
+    doctor,
+    followers,
+    imports,
+    local,
+    quarantine,
+    rebuild,
+    rejected,
+    schema,
+    service,
+    status,
+    verify,
+)
 from coupon_clock.cli.output import WRONG_USE, err
 from coupon_clock.domain.errors import CouponClockError
 from coupon_clock.infrastructure.logs import log_to_stderr
@@ -15,7 +27,7 @@ cli = typer.Typer(
 cli.command()(service.migrate)
 cli.command()(service.run)
 cli.command("import")(imports.import_file)
-for command in (rebuild.rebuild, verify.verify, doctor.doctor, rebuild.rearm):
+for command in (status.status, rebuild.rebuild, verify.verify, doctor.doctor, rebuild.rearm):
     cli.command()(command)
 cli.add_typer(followers.commands, name="followers")
 cli.add_typer(local.commands, name="local")

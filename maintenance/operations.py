@@ -11,7 +11,9 @@ from coupon_clock.infrastructure.messaging.rejected import LONGEST_REASON, Rejec
 from coupon_clock.infrastructure.progress import Progress, no_progress
 from coupon_clock.infrastructure.scheduling.due_result import DueResult
 from coupon_clock.maintenance import followers, repair
+from coupon_clock.maintenance.findings import Finding, findings
 from coupon_clock.maintenance.followers import Follower, SkippedEvent
+from coupon_clock.maintenance.status import Status, read_status
 from coupon_clock.maintenance.verify import promise, rows
 from coupon_clock.maintenance.verify.promise import PromiseReport
 from coupon_clock.maintenance.verify.rows import Part, part_problems
@@ -37,6 +39,16 @@ class Maintenance:
     def __init__(self, runtime: Runtime[Any, Any, Any]) -> None:
         self._runtime = runtime
         self._store = runtime.store
+
+    # ── how it stands ────────────────────────────────────────────────────────────────────────────
+
+    def status(self) -> Status:
+        """Returns how processes, alarms, followers, messages and servers stand, in less than a second."""
+        return read_status(self._store.database)
+
+    def findings(self, status: Status) -> list[Finding]:
+        """Returns what of a status needs a person, the gravest first."""
+        return findings(status, self._runtime.settings)
 
     # ── made anew ────────────────────────────────────────────────────────────────────────────────
 

@@ -69,7 +69,7 @@ UPDATE {schema}.alarm SET armed_at = NULL, leased_until = NULL FROM armed WHERE 
 
 
 STUCK = """
-SELECT count(*), min(stuck_since), (array_agg(stuck_by ORDER BY stuck_since))[1]
+SELECT count(*) AS streams, min(stuck_since) AS since, (array_agg(stuck_by ORDER BY stuck_since))[1] AS reason
   FROM {schema}.alarm
  WHERE stuck_since IS NOT NULL
    AND due_at <= (SELECT {schema}.now_utc())
