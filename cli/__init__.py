@@ -6,6 +6,7 @@ import typer
 
 from coupon_clock.cli import (
     doctor,
+    explain,
     followers,
     imports,
     local,
@@ -27,7 +28,7 @@ cli = typer.Typer(
 cli.command()(service.migrate)
 cli.command()(service.run)
 cli.command("import")(imports.import_file)
-for command in (status.status, rebuild.rebuild, verify.verify, doctor.doctor, rebuild.rearm):
+for command in (status.status, explain.explain, rebuild.rebuild, verify.verify, doctor.doctor, rebuild.rearm):
     cli.command()(command)
 cli.add_typer(followers.commands, name="followers")
 cli.add_typer(local.commands, name="local")

@@ -11,6 +11,7 @@ from coupon_clock.infrastructure.messaging.rejected import LONGEST_REASON, Rejec
 from coupon_clock.infrastructure.progress import Progress, no_progress
 from coupon_clock.infrastructure.scheduling.due_result import DueResult
 from coupon_clock.maintenance import followers, repair
+from coupon_clock.maintenance.explain import Explanation, explain
 from coupon_clock.maintenance.findings import Finding, findings
 from coupon_clock.maintenance.followers import Follower, SkippedEvent
 from coupon_clock.maintenance.status import Status, read_status
@@ -49,6 +50,11 @@ class Maintenance:
     def findings(self, status: Status) -> list[Finding]:
         """Returns what of a status needs a person, the gravest first."""
         return findings(status, self._runtime.settings)
+
+    def explain(self, stream_id: UUID) -> Explanation:
+        """Returns what happened to a stream, what comes next and by whom, and what keeps it from ending."""
+        arguments.refuse(arguments.of_type("stream_id", stream_id, UUID))
+        return explain(self._runtime, stream_id)
 
     # ── made anew ────────────────────────────────────────────────────────────────────────────────
 
