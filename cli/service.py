@@ -1,9 +1,11 @@
 """`migrate` and `run`."""
 
+import os
 import signal
+import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from threading import Event
 from typing import Annotated
 
@@ -15,8 +17,10 @@ from coupon_clock.deadlines import ROLES, Role
 from coupon_clock.infrastructure.logs import Log
 from coupon_clock.infrastructure.loop import LoopDied, tune_interpreter
 from coupon_clock.infrastructure.settings import Settings
+from coupon_clock.maintenance.exporter import serving
 
 LOOP_DIED = 1
+LONGEST_SESSION_NAME = 63
 
 log = Log(__name__)
 
@@ -39,16 +43,29 @@ def migrate(
 
 def run(
     role: Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(ROLES)}; repeat it for several.")] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65_535, help="Serve /metrics, /livez and /readyz; by default nowhere."),
+    ] = None,
+    host: Annotated[str, typer.Option(help="The address that these are served at.")] = "127.0.0.1",
 ) -> None:
     """Run all loops, or some, until Ctrl-C or SIGTERM; what is in hand is finished first."""
     roles = roles_named(role)
+    name_sessions(roles)
     stop = Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     with Application.open() as app:
         tune_interpreter()
-        with exit_where_a_loop_died(), app.running(roles, died=lambda _: stop.set()):
+        served = nullcontext() if port is None else serving(app.runtime.deadlines, port, host)
+        with exit_where_a_loop_died(), served, app.running(roles, died=lambda _: stop.set()):
             stop.wait()
+
+
+def name_sessions(roles: list[Role]) -> None:
+    """So that pg_stat_activity says whose they are; a name in the URL, or in PGAPPNAME, comes before this one."""
+    name = "all" if roles == list(ROLES) else ",".join(roles)
+    os.environ.setdefault("PGAPPNAME", f"{name}@{socket.gethostname()}"[:LONGEST_SESSION_NAME])
 
 
 @contextmanager

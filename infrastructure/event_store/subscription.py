@@ -192,6 +192,4 @@ class Subscription(Generic[Event]):
             seconds = (now - last_recorded_at).total_seconds() if last_recorded_at else blocked_for or 0.0
             events = end - self._reader.position
             self.lag = Lag(events, seconds if events else 0.0, blocked_for)
-        telemetry.LAG.labels(self._name).set(self.lag.events)
-        telemetry.LAG_SECONDS.labels(self._name).set(self.lag.seconds)
         telemetry.GAP_AGE.labels(self._name).set(blocked_for or 0)

@@ -55,6 +55,7 @@ class ExpiryConsumer:
         self._handle_due = handle_due
         self._clock = clock
         self._max_held = max_held
+        self._lead = lead
         self._longest_hold = max(timedelta(seconds=60), 2 * lead)
         self._invisible = self._longest_hold + timedelta(seconds=10)
         self._held = HeldMessages()
@@ -98,8 +99,10 @@ class ExpiryConsumer:
             message = from_wire(delivery.body)
         except UnreadableMessage as unreadable:
             return unreadable
-        if message.due_at - self._clock.now() > self._longest_hold:
+        ahead = message.due_at - self._clock.now()
+        if ahead > self._longest_hold:
             return Alarm(message.stream_id, message.due_at)
+        telemetry.late("delivered", self._lead - ahead)
         with self._changed:
             if self._held.hold(message.stream_id, message.due_at, bodiless(delivery)):
                 self._changed.notify_all()

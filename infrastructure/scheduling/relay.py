@@ -2,6 +2,7 @@
 
 from datetime import timedelta
 
+from coupon_clock.infrastructure import telemetry
 from coupon_clock.infrastructure.logs import Failures, Log
 from coupon_clock.infrastructure.loop import Counts
 from coupon_clock.infrastructure.messaging.broker import Broker, BrokerUnavailable, PartlyStored
@@ -33,6 +34,9 @@ class Relay:
         if not alarms:
             return Counts()
         stored = self._publish(alarms)
+        now = self._clock.now()
+        for alarm in stored:
+            telemetry.late("armed", now - alarm.due_at + self._lead)
         if self._broker.forgets:
             self._remember(stored)
         return Counts(armed=len(stored))

@@ -9,6 +9,7 @@ from msgspec import Struct
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
+from coupon_clock.infrastructure import telemetry
 from coupon_clock.infrastructure.event_store.checkpoint import CheckpointBeyondLog
 from coupon_clock.infrastructure.event_store.store import Envelope, EventStore, UnreadableEvent
 from coupon_clock.infrastructure.event_store.subscription import Batch, Subscription
@@ -82,6 +83,8 @@ class Projector:
             self._applied(batch, save_together)
         except quarantine.UNSTORABLE:
             self._applied(batch, quarantine.save_apart)
+        if batch.envelopes:
+            telemetry.late("projected", self._store.clock.now() - batch.envelopes[0].recorded_at)
 
     def _applied(self, batch: Batch[Any], save_rows: quarantine.SaveRows) -> None:
         schema, projection, table = self._database.schema, self._projection, self._table

@@ -168,6 +168,8 @@ def test_a_reader_reads_verifies_and_diagnoses(as_role):
         assert list(reader.maintenance.verify_alarms()) == []
         assert reader.maintenance.verify_promise().streams == 1
         assert reader.maintenance.dry_run("coupon_template").events == 1
+        assert reader.maintenance.status().alarms.in_a_day == 1
+        assert "it is due at" in reader.maintenance.explain(template.template_id).why
     parts = {diagnosis.part: diagnosis for diagnosis in examine(as_role("reader"))}
     assert parts["log"].ok
     assert parts["clock"].ok
