@@ -1,6 +1,9 @@
 """The command line: parse, call, print. Exit codes: 0 fine, 1 found something, 2 wrong use or cannot be done."""
 
+import logging
 import sys
+from enum import StrEnum
+from typing import Annotated
 
 import typer
 
@@ -20,11 +23,33 @@ from coupon_clock.cli import (
 )
 from coupon_clock.cli.output import WRONG_USE, err
 from coupon_clock.domain.errors import CouponClockError
-from coupon_clock.infrastructure.logs import log_to_stderr
+from coupon_clock.infrastructure.logs import LogFormat, log_to_stderr
 
-cli = typer.Typer(
-    help="Coupon templates that end exactly on time.", no_args_is_help=True, pretty_exceptions_enable=False
-)
+cli = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+class LogLevel(StrEnum):
+    """As the standard library's logging has them."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+@cli.callback()
+def set_up(
+    log_format: Annotated[
+        LogFormat, typer.Option(envvar="COUPON_CLOCK_LOG_FORMAT", help="auto is text on a terminal, else JSON.")
+    ] = LogFormat.AUTO,
+    log_level: Annotated[
+        LogLevel, typer.Option(envvar="COUPON_CLOCK_LOG_LEVEL", help="The least that is logged, on stderr.")
+    ] = LogLevel.INFO,
+) -> None:
+    """Coupon templates that end exactly on time."""
+    log_to_stderr(log_format, logging.getLevelNamesMapping()[log_level.upper()])
+
+
 cli.command()(service.migrate)
 cli.command()(service.run)
 cli.command("import")(imports.import_file)
@@ -39,7 +64,6 @@ cli.add_typer(schema.commands, name="schema")
 
 def main() -> None:
     """An expected error is one sentence on stderr; Ctrl-C is no error."""
-    log_to_stderr()
     try:
         cli()
     except CouponClockError as error:

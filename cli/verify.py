@@ -30,7 +30,7 @@ def verify(
         float | None, typer.Option(min=0, max=100, metavar="PERCENT", help="Rows and alarms of a sample only.")
     ] = None,
     since: Annotated[
-        int | None, typer.Option(min=0, metavar="POSITION", help="Rows and alarms changed after this position only.")
+        int | None, typer.Option(min=0, metavar="POSITION", help="Only what changed after this position.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -42,7 +42,7 @@ def verify(
     found = False
     with Application.open() as app:
         if what in (None, What.PROMISE):
-            report = app.maintenance.verify_promise()
+            report = app.maintenance.verify_promise(since)
             print_promise(report, as_json)
             found = report.found_something
         if what is None:
@@ -96,6 +96,8 @@ def print_promise(report: PromiseReport, as_json: bool) -> None:
         p50, p99 = late.quantile(0.5), late.quantile(0.99)
         worst = late.worst.total_seconds()
         out.print(f"ended by {cause}: {late.count:,}, late p50 {p50:.4f} s, p99 {p99:.4f} s, worst {worst:.4f} s")
+    for by, stream_id in report.most_late:
+        out.print(f"most late: {stream_id}, {by.total_seconds():.4f} s", markup=False)
     for violation in report.violations:
         place = f"{violation.stream_id} at position {violation.position}"
         out.print(f"{place}: {violation.what}", markup=False, soft_wrap=True)
@@ -120,6 +122,7 @@ def report_as_json(report: PromiseReport) -> dict[str, object]:
         "templates": report.streams,
         "ended": dict(report.ended),
         "lateness": lateness,
+        "most_late": [{"template_id": str(stream_id), "s": by.total_seconds()} for by, stream_id in report.most_late],
         "violation_count": report.violation_count,
         "violations": msgspec.to_builtins(report.violations),
         "overdue_count": report.overdue_count,

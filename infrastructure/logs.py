@@ -6,12 +6,17 @@ tells about, and holds no local variable: these may be secrets. What came from o
 
 import atexit
 import io
+import json
 import logging
 import re
+import socket
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
 from logging.handlers import QueueHandler
 from queue import Queue
 from threading import Lock, Thread
@@ -20,6 +25,7 @@ from traceback import TracebackException, extract_tb
 from typing import TextIO
 
 ROOT = "coupon_clock"
+HOST = socket.gethostname()
 PLAIN = re.compile(r"[^\s'\"=]+")
 LONGEST_VALUE = 500
 LONGEST_TRACEBACK = 10_000
@@ -27,6 +33,8 @@ SUMMARY_EVERY_S = 60.0
 MOST_KINDS = 100
 LINES_WAITING = 1_000
 LONGEST_FLUSH_S = 1.0
+FIELDS = "coupon_clock"
+"""The attribute of a record that holds its fields apart."""
 
 logging.getLogger(ROOT).addHandler(logging.NullHandler())
 
@@ -50,7 +58,8 @@ class Log:
     def _write(self, level: int, what: str, values: dict[str, object], trace: BaseException | None = None) -> None:
         try:
             if self._logger.isEnabledFor(level):
-                self._logger.log(level, line(what, values, trace), stacklevel=3)
+                fields = {FIELDS: fields_of(what, values, trace)}
+                self._logger.log(level, line(what, values, trace), stacklevel=3, extra=fields)
         except Exception:  # of a handler or a filter of the host, or of what was to be shown
             return
 
@@ -110,11 +119,19 @@ def line(what: str, values: dict[str, object], trace: BaseException | None = Non
     return " ".join(parts) + (_indented(trace) if trace else "")
 
 
+def fields_of(what: str, values: dict[str, object], trace: BaseException | None) -> dict[str, str]:
+    """What a line says, apart: for those who write it in another form."""
+    fields = {"event": what} | {key: _cut(_text(value)) for key, value in values.items()}
+    return fields | ({"trace": _indented(trace).strip()} if trace else {})
+
+
 def _shown(value: object) -> str:
-    text = _text(value)
-    if len(text) > LONGEST_VALUE:
-        text = f"{text[:LONGEST_VALUE]}…"
+    text = _cut(_text(value))
     return text if text.isprintable() and PLAIN.fullmatch(text) else repr(text)
+
+
+def _cut(text: str) -> str:
+    return f"{text[:LONGEST_VALUE]}…" if len(text) > LONGEST_VALUE else text
 
 
 def _text(value: object) -> str:
@@ -146,36 +163,60 @@ def _place(error: BaseException) -> tuple[str, int | None] | None:
 # ── our own processes ────────────────────────────────────────────────────────────────────────────
 
 
-def log_to_stderr() -> None:
+class LogFormat(StrEnum):
+    """`auto`: text for a terminal, JSON for all else."""
+
+    AUTO = "auto"
+    TEXT = "text"
+    JSON = "json"
+
+
+def log_to_stderr(log_format: LogFormat = LogFormat.TEXT, level: int = logging.INFO) -> None:
     """For our own command line only: a host application keeps its own logging."""
     if sys.stderr is not None:
-        log_to(_unbuffered(sys.stderr))
+        as_json = log_format is LogFormat.JSON or (log_format is LogFormat.AUTO and not sys.stderr.isatty())
+        log_to(_unbuffered(sys.stderr), as_json, level)
 
 
-def log_to(stream: TextIO) -> None:
+def log_to(stream: TextIO, as_json: bool = False, level: int = logging.INFO) -> None:
     """All lines of this process from now on, written by a thread of their own: whoever reads them slowly, or no longer,
     delays nothing. What does not fit in meanwhile is lost."""
     logging.raiseExceptions = False
     waiting: Queue[logging.LogRecord] = Queue(LINES_WAITING)
-    Thread(target=_write, args=(waiting, stream), name="coupon-clock-log", daemon=True).start()
+    written = _json_line if as_json else _text_line(_formatter())
+    Thread(target=_write, args=(waiting, stream, written), name="coupon-clock-log", daemon=True).start()
     atexit.register(_wait_until_written, waiting)
     logging.getLogger().handlers = [QueueHandler(waiting)]
-    logging.getLogger(ROOT).setLevel(logging.INFO)
+    logging.getLogger(ROOT).setLevel(level)
     logging.getLogger("concurrent.futures").setLevel(
         logging.CRITICAL
     )  # tracebacks of RocketMQ's client: see library.py
 
 
-def _write(waiting: "Queue[logging.LogRecord]", stream: TextIO) -> None:
+def _write(waiting: "Queue[logging.LogRecord]", stream: TextIO, written: Callable[[logging.LogRecord], str]) -> None:
     """No handler of the standard library: for the lock of one that hangs, its exit would wait."""
-    formatter = _formatter()
     while True:
         record = waiting.get()
         with suppress(OSError, ValueError):
-            first, *others = formatter.format(record).split("\n")  # also of other libraries
-            stream.write("\n    ".join(map(_escaped, (first, *others))) + "\n")
+            stream.write(f"{written(record)}\n")
             stream.flush()
         waiting.task_done()
+
+
+def _text_line(formatter: logging.Formatter) -> Callable[[logging.LogRecord], str]:
+    def written(record: logging.LogRecord) -> str:
+        first, *others = formatter.format(record).split("\n")  # also of other libraries
+        return "\n    ".join(map(_escaped, (first, *others)))
+
+    return written
+
+
+def _json_line(record: logging.LogRecord) -> str:
+    """The same form for lines of other libraries."""
+    at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    head = {"at": at, "level": record.levelname.lower(), "logger": record.name, "host": HOST, "pid": record.process}
+    fields = getattr(record, FIELDS, None) or {"event": record.getMessage()}
+    return json.dumps(head | fields)
 
 
 def _unbuffered(stream: TextIO) -> TextIO:

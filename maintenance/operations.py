@@ -83,16 +83,17 @@ class Maintenance:
 
     # ── compared with the log ────────────────────────────────────────────────────────────────────
 
-    def verify_promise(self) -> PromiseReport:
-        """Proves from the log alone that what ended did so once, last and not early, and says how late.
-
-        Raises UnreadableEvent.
+    def verify_promise(self, since: int | None = None) -> PromiseReport:
+        """Proves from the log alone that what ended did so once, last and not early, and says how late. `since`: only
+        of templates with an event after this position. Raises InvalidArgument.
         """
+        arguments.refuse(arguments.whole_number("since", since, 0) if since is not None else ())
         settings = self._runtime.settings
         return promise.verify_promise(
             self._store,
             timedelta(seconds=settings.reconcile_grace + settings.reconcile_interval),
             promise.judge_template,
+            since,
         )
 
     def verify(self, part: Part = ALL_STREAMS) -> Iterator[Difference]:

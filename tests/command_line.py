@@ -25,7 +25,8 @@ def command(*arguments: str) -> list[str]:
 
 def environment(database_url: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("COUPON_CLOCK_")}
-    return kept | ({"COUPON_CLOCK_DATABASE_URL": database_url} if database_url else {})
+    given = {"COUPON_CLOCK_DATABASE_URL": database_url} if database_url else {}
+    return kept | given | {"COUPON_CLOCK_LOG_FORMAT": "text"}
 
 
 @contextmanager

@@ -25,6 +25,8 @@ LONG_STREAM = 200
 """Events; a longer one goes alone, after all short ones."""
 DECIDING_S = 1.0
 """How long one look loads and decides: what becomes due meanwhile waits for it."""
+WORTH_A_LINE = 100
+"""Streams that end at once."""
 DUE_WAIT = timedelta(milliseconds=200)
 """Longest wait of a page for a writer that does not lock alarms: all that is due waits with it."""
 BOTTOM = datetime(1, 1, 1, tzinfo=UTC)
@@ -129,6 +131,8 @@ class DueHandler:
                 break  # what follows has to be decided too
         self._mark = mark
         ended += sum(each.ended for each in decided.values())
+        if ended >= WORTH_A_LINE:
+            log.info("ended", action="handle_due", streams=ended, cause=cause)
         return HandledDue(ended, decided, self._asked(stream_ids, decided | prepared))
 
     def _pages(self, asked: Set[UUID], cause: DueCause, grace: timedelta) -> Iterator[EndedPage]:

@@ -37,6 +37,9 @@ COPY (SELECT {COLUMNS}
 ALL = BY_STREAM.replace("WHICH", "true")
 ALL_WITH_TOPICS = ALL.replace("NULL", "topic")
 """For logs whose states do not name what they are."""
+CHANGED_WITH_TOPICS = BY_STREAM.replace("NULL", "topic").replace(
+    "WHICH", "originator_id IN (SELECT originator_id FROM {schema}.event WHERE notification_id > %(since)s)"
+)
 SOME = BY_STREAM.replace("WHICH", "originator_id = ANY(%(ids)s::uuid[])")
 CHUNK = BY_STREAM.replace(
     "WHICH",

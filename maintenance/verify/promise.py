@@ -7,18 +7,25 @@ coupon templates here, of aggregates in aggregates.py.
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from msgspec import Struct, field
 
 from coupon_clock.domain.coupon_template import due_at, fold
 from coupon_clock.domain.events import Ended, EndReason, Event
-from coupon_clock.infrastructure.event_store.bulk_reader import ALL_WITH_TOPICS, ReadableLog, snapshot, streams
+from coupon_clock.infrastructure.event_store.bulk_reader import (
+    ALL_WITH_TOPICS,
+    CHANGED_WITH_TOPICS,
+    ReadableLog,
+    snapshot,
+    streams,
+)
 from coupon_clock.infrastructure.event_store.store import Envelope
 from coupon_clock.infrastructure.postgres.database import fetch_one
 
 MOST_NAMED = 1_000
+MOST_LATE = 10
 MICROSECONDS_A_BUCKET = 100
 
 
@@ -71,12 +78,21 @@ class Judged(Struct):
     due_at: datetime | None = None
 
 
+class Late(NamedTuple):
+    """What ended so long after it was due."""
+
+    by: timedelta
+    stream_id: UUID
+
+
 class PromiseReport(Struct):
-    """What was found. `violations`, `overdue` and `left_out` name up to 1,000 each; the counts are of all."""
+    """What was found. `violations`, `overdue` and `left_out` name up to 1,000 each; the counts are of all. `most_late`:
+    the ten ends that were most late."""
 
     streams: int = 0
     ended: Counter[str] = field(default_factory=Counter)
     lateness: dict[str, LatenessDistribution] = field(default_factory=dict)
+    most_late: list[Late] = field(default_factory=list)
     violations: list[Violation] = field(default_factory=list)
     violation_count: int = 0
     overdue: list[UUID] = field(default_factory=list)
@@ -90,16 +106,21 @@ class PromiseReport(Struct):
 
 
 def verify_promise(
-    log: ReadableLog[Any], grace: timedelta, judge: Callable[[UUID, list[Envelope[Any]]], Judged]
+    log: ReadableLog[Any],
+    grace: timedelta,
+    judge: Callable[[UUID, list[Envelope[Any]]], Judged],
+    since: int | None = None,
 ) -> PromiseReport:
-    """Returns what was found. `grace`: how long after its due time a stream counts as overdue.
+    """Returns what was found. `grace`: how long after its due time a stream counts as overdue. `since`: only of streams
+    with an event after this position.
 
     Raises DatabaseUnavailable.
     """
     report = PromiseReport()
     with snapshot(log.database) as (connection,):
         (now,) = fetch_one(connection, log.database.sql("SELECT {schema}.now_utc()"))
-        with streams(connection, log, ALL_WITH_TOPICS) as found:
+        which = ALL_WITH_TOPICS if since is None else CHANGED_WITH_TOPICS
+        with streams(connection, log, which, {"since": since} if since is not None else None) as found:
             for stream_id, envelopes, unreadable in found:
                 if unreadable is not None:
                     _leave_out(report, LeftOut(stream_id, unreadable.position, unreadable.reason))
@@ -126,6 +147,8 @@ def _add(report: PromiseReport, stream_id: UUID, judged: Judged, overdue_since: 
         report.overdue += [stream_id] if len(report.overdue) < MOST_NAMED else []
     for cause, lateness in judged.lateness:
         report.lateness.setdefault(cause, LatenessDistribution()).add(lateness)
+        if len(report.most_late) < MOST_LATE or lateness > report.most_late[-1].by:
+            report.most_late = sorted([*report.most_late, Late(lateness, stream_id)], reverse=True)[:MOST_LATE]
 
 
 # ── of coupon templates ──────────────────────────────────────────────────────────────────────────

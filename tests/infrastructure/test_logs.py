@@ -1,5 +1,6 @@
 """Log lines go where the host's logging says, and no line stops or delays the work that it tells about."""
 
+import json
 import logging
 import os
 import subprocess
@@ -203,6 +204,34 @@ def test_our_own_command_line_writes_lines_in_utc_to_stderr():
     ran = program("log_to_stderr(); log.warning('not done', text='\\udc80 ä')")
     assert ran.stdout == "done\n"
     assert ran.stderr.endswith("Z WARNING not done text='\\udc80 ä'\n")
+
+
+def test_lines_are_json_where_that_is_asked_for_or_nobody_watches():
+    lines = (
+        "log.warning('not done', text='ä\\x1b', number=5);"
+        "logging.getLogger('psycopg.pool').error('lost\\n it');"
+        "log.error('died', trace=ValueError('secret'), action='die')"
+    )
+    for chosen in ("LogFormat.JSON", "LogFormat.AUTO"):
+        ran = program(f"from coupon_clock.infrastructure.logs import LogFormat; log_to_stderr({chosen}); {lines}")
+        warning, foreign, error = map(json.loads, ran.stderr.splitlines())
+        assert (warning["level"], warning["event"], warning["text"], warning["number"]) == (
+            "warning",
+            "not done",
+            "ä\x1b",
+            "5",
+        )
+        assert (foreign["logger"], foreign["event"]) == ("psycopg.pool", "lost\n it")
+        assert (error["action"], "ValueError" in error["trace"]) == ("die", True)
+        assert warning["at"].endswith("Z")
+        assert warning["host"]
+        assert warning["pid"]
+
+
+def test_lines_below_the_level_are_left_out():
+    ran = program("log_to_stderr(level=logging.ERROR); log.warning('not done'); log.error('died')")
+    assert "died" in ran.stderr
+    assert "not done" not in ran.stderr
 
 
 def test_lines_of_other_libraries_look_like_one_line_each_too():

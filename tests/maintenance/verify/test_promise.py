@@ -44,6 +44,22 @@ def test_a_whole_log_has_no_violation_and_says_how_late(app, ended):
     assert all(late.worst == timedelta(0) for late in report.lateness.values())
 
 
+def test_only_what_changed_since_a_position_is_read_and_the_most_late_are_named(app):
+    early, late = a_template(valid_until=NOON - timedelta(hours=1)), a_template()
+    app.execute(early)
+    end = app.end_of_log()
+    app.execute(late)
+    app.clock.set(NOON + timedelta(seconds=2))
+    app.run_due()
+
+    report = app.maintenance.verify_promise()
+    assert [stream_id for _, stream_id in report.most_late] == [early.template_id, late.template_id]
+    assert report.most_late[1].by == timedelta(seconds=2)
+    assert app.maintenance.verify_promise(since=app.end_of_log()).streams == 0
+    assert app.maintenance.verify_promise(since=end).streams == 2
+    assert app.maintenance.verify_promise(since=end + 2).streams == 1
+
+
 def test_an_end_that_comes_twice_is_found(app, ended):
     append(app, ended, 2, Ended(SHOP, EndReason.EXPIRED, NOON))
 
