@@ -1,6 +1,7 @@
 """Looks at all that Coupon Clock stands on, and says in one sentence each what is wrong and how to fix it.
 
-Changes nothing, but for one message to RocketMQ that ends no template: only sending shows what a broker takes.
+Changes nothing, but for one message to RocketMQ that ends no template: only sending shows what a broker takes. What is
+appended is rolled back.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from uuid import uuid4
 import psycopg
 from psycopg.rows import TupleRow
 
+from coupon_clock.deadlines import ROLES
 from coupon_clock.domain.errors import CouponClockError
 from coupon_clock.infrastructure.event_store import migrations
 from coupon_clock.infrastructure.messaging.messages import ExpiryDue, to_wire
@@ -24,7 +26,8 @@ from coupon_clock.infrastructure.messaging.rocketmq.library import require_libra
 from coupon_clock.infrastructure.messaging.rocketmq.requests import Outgoing
 from coupon_clock.infrastructure.postgres.connection import connect
 from coupon_clock.infrastructure.postgres.database import Schema, fetch_one
-from coupon_clock.infrastructure.postgres.errors import translate_errors
+from coupon_clock.infrastructure.postgres.errors import first_line, translate_errors
+from coupon_clock.infrastructure.processes import all_processes
 from coupon_clock.infrastructure.scheduling.alarms import STUCK, Stuck
 from coupon_clock.infrastructure.settings import Settings
 from coupon_clock.maintenance import followers
@@ -34,6 +37,12 @@ MOST_SKEW = timedelta(seconds=1)
 ARMING_S = 1.0
 """How long a relay may take with an alarm that has just been made."""
 
+APPEND = """
+SELECT * FROM {schema}.append_events(
+    ARRAY[%(id)s::uuid], ARRAY[%(version)s::bigint], ARRAY[%(topic)s], ARRAY[%(state)s::bytea], ARRAY[%(id)s::uuid],
+    ARRAY['command'], ARRAY[NULL::text], ARRAY[%(id)s::uuid], ARRAY['2999-01-01Z'::timestamptz],
+    ARRAY[%(version)s::bigint], ARRAY[NULL::text], ARRAY[NULL::bytea], NULL, NULL)
+"""
 OVERDUE = """
 SELECT count(*), min(due_at)
   FROM {schema}.alarm
@@ -85,6 +94,21 @@ class ClocksApart(CouponClockError):
 
     seconds: float
     where: str
+
+
+@dataclass(eq=False)
+class AppendRefused(CouponClockError):
+    """PostgreSQL refuses what an append stores ({reason}): correct what was changed in the schema."""
+
+    reason: str
+
+
+@dataclass(eq=False)
+class RolesMissing(CouponClockError):
+    """No process runs the {roles}: start one with `coupon-clock run {options}`, or `app.running()` in an application; without `--role` it runs all."""  # noqa: E501
+
+    roles: str
+    options: str
 
 
 @dataclass(eq=False)
@@ -152,7 +176,9 @@ def _examine_postgresql(settings: Settings, oldest_snapshot: timedelta) -> Itera
         log = _diagnosis("log", lambda: _log(connection, settings))
         yield log
         if log.ok:
+            yield _diagnosis("append", lambda: _append(connection, settings))
             yield _diagnosis("clock", lambda: _clock(connection, settings))
+            yield _diagnosis("processes", lambda: _processes(connection, settings))
             yield _diagnosis("reconciler", lambda: _reconcile(connection, settings))
             yield _diagnosis("relay", lambda: _relay(connection, settings))
             yield _diagnosis("followers", lambda: _followers(connection, settings))
@@ -173,6 +199,25 @@ def _log(connection: psycopg.Connection[TupleRow], settings: Settings) -> str:
     migrations.check(connection, Schema(settings.database_schema))
     version = connection.info.parameter_status("server_version")
     return f"PostgreSQL {version}, a primary, with all {len(migrations.MIGRATIONS)} migrations and a log that is whole"
+
+
+def _append(connection: psycopg.Connection[TupleRow], settings: Settings) -> str:
+    """Twice as the product does it, by a prepared statement, so that a pooler which keeps none is found too."""
+    schema, given = Schema(settings.database_schema), {"id": uuid4(), "topic": "Doctor.Looked", "state": b"{}"}
+    try:
+        with connection.transaction(force_rollback=True):
+            for version in (1, 2):
+                connection.execute(schema.sql(APPEND), given | {"version": version}, prepare=True)
+    except psycopg.IntegrityError as error:
+        raise AppendRefused(first_line(error)) from error
+    return "an append and its alarm would be stored; both were rolled back"
+
+
+def _processes(connection: psycopg.Connection[TupleRow], settings: Settings) -> str:
+    alive = [each for each in all_processes(connection, Schema(settings.database_schema)) if not each.is_dead]
+    if missing := [role for role in ROLES if not any(role in process.roles for process in alive)]:
+        raise RolesMissing(", ".join(missing), " ".join(f"--role {role}" for role in missing))
+    return f"each role is run by one of {len(alive)} processes"
 
 
 def _clock(connection: psycopg.Connection[TupleRow], settings: Settings) -> str:

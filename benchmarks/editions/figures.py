@@ -30,7 +30,6 @@ from coupon_clock.app import (
     TerminateCouponTemplate,
     ThresholdAmount,
 )
-from coupon_clock.infrastructure.logs import log_to_stderr
 from coupon_clock.testing import throw_away_database
 
 THREADS = (1, 4, 16)
@@ -54,6 +53,7 @@ class Edition(NamedTuple):
     """What has another name in each. `tune_interpreter`: for a process of nothing but loops. `rebuild` returns seconds,
     `verify_rows` how many differences there are."""
 
+    log_to_stderr: Callable[[], None]
     tune_interpreter: Callable[[], None]
     event_table: str
     alarm_table: str
@@ -79,7 +79,7 @@ class Run(NamedTuple):
 
 
 def main(edition: Edition) -> None:
-    log_to_stderr()
+    edition.log_to_stderr()
     parser = ArgumentParser()
     parser.add_argument("measure", choices=MEASURES)
     parser.add_argument("--server-url", required=True)

@@ -4,6 +4,7 @@ from figures import Edition, main
 
 from coupon_clock.app import Application
 from coupon_clock.infrastructure.loop import be_punctual
+from coupon_clock.infrastructure.telemetry import log_to_stderr
 
 ROWS = "coupon_template"
 
@@ -17,4 +18,4 @@ def verify_rows(app: Application) -> int:
 
 
 if __name__ == "__main__":
-    main(Edition(be_punctual, "coupon_template_events", "alarm", rebuild, verify_rows))
+    main(Edition(log_to_stderr, be_punctual, "coupon_template_events", "alarm", rebuild, verify_rows))

@@ -3,6 +3,7 @@
 from figures import Edition, main
 
 from coupon_clock.app import Application
+from coupon_clock.infrastructure.logs import log_to_stderr
 from coupon_clock.infrastructure.loop import tune_interpreter
 
 ROWS = "coupon_template"
@@ -17,4 +18,4 @@ def verify_rows(app: Application) -> int:
 
 
 if __name__ == "__main__":
-    main(Edition(tune_interpreter, "coupon_clock.event", "coupon_clock.alarm", rebuild, verify_rows))
+    main(Edition(log_to_stderr, tune_interpreter, "coupon_clock.event", "coupon_clock.alarm", rebuild, verify_rows))

@@ -4,21 +4,38 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import psycopg
 import pytest
 
 from coupon_clock.app import Application, Settings
+from coupon_clock.deadlines import ROLES
+from coupon_clock.infrastructure.loop import Ticks
+from coupon_clock.infrastructure.processes import Heartbeat
+from coupon_clock.local_servers.postgres import LocalPostgres
 from coupon_clock.local_servers.rocketmq_server import LocalRocketMQ
 from coupon_clock.maintenance.doctor import examine
-from coupon_clock.testing import ManualClock
+from coupon_clock.testing import ManualClock, throw_away_database
 from deadlines import eventually
 from examples import ending_in
 from history import append_unreadable, run_sql
 from test_follow import following
 
-HEALTHY = ["log", "clock", "reconciler", "relay", "followers", "quarantine", "snapshots", "broker"]
+HEALTHY = [
+    *("log", "append", "clock", "processes"),
+    *("reconciler", "relay", "followers", "quarantine", "snapshots", "broker"),
+]
+
+
+@pytest.fixture
+def database_url(postgres: LocalPostgres) -> Iterator[str]:
+    """Where all loops run somewhere."""
+    with throw_away_database(postgres.url) as url:
+        with Application.open(Settings.load(database_url=url)) as app:
+            Heartbeat(app.database, list(ROLES), Ticks()).run_once()
+        yield url
 
 
 def findings(settings: Settings) -> dict[str, str]:
@@ -78,6 +95,23 @@ def test_a_template_that_cannot_be_ended_is_named_with_what_keeps_it(settings, l
 def test_clocks_that_disagree_are_named(settings, database_url):
     ManualClock(settings, datetime.now(UTC) - timedelta(minutes=1))
     assert " s ahead of PostgreSQL's" in findings(settings)["clock"]
+
+
+def test_roles_that_no_process_runs_are_named_with_the_command_that_starts_them(settings, database_url):
+    with psycopg.connect(database_url) as connection:
+        connection.execute("UPDATE coupon_clock.process SET roles = '{consumer,reconciler,projector}'")
+    assert "coupon-clock run --role relay" in findings(settings)["processes"]
+    with psycopg.connect(database_url) as connection:
+        connection.execute("UPDATE coupon_clock.process SET heartbeat_at = heartbeat_at - interval '1 minute'")
+    assert "relay, consumer, reconciler, projector" in findings(settings)["processes"]
+
+
+def test_an_append_is_tried_and_leaves_nothing(settings, database_url):
+    assert "append" not in findings(settings)
+    with psycopg.connect(database_url) as connection:
+        assert connection.execute("SELECT FROM coupon_clock.event").rowcount == 0
+        connection.execute("ALTER TABLE coupon_clock.alarm ADD CONSTRAINT none CHECK (false)")
+    assert "none" in findings(settings)["append"]
 
 
 def test_who_keeps_an_old_snapshot_is_named(settings, database_url):

@@ -148,6 +148,9 @@ class Connection:
             raise self._translated(error) from error
         finally:
             self._calls.discard(future)
+            # It holds the error, and the error this frame: in that circle the call would keep its socket open until the
+            # next full garbage collection, which a process of ours puts off.
+            del future
 
     async def _ask_route(self) -> None:
         endpoints = self._client.client_configuration.rpc_endpoints
