@@ -26,7 +26,13 @@ from coupon_clock.infrastructure.messaging.rocketmq.library import require_libra
 from coupon_clock.infrastructure.messaging.rocketmq.requests import Outgoing
 from coupon_clock.infrastructure.postgres.connection import connect
 from coupon_clock.infrastructure.postgres.database import Schema, fetch_one
-from coupon_clock.infrastructure.postgres.errors import first_line, translate_errors
+from coupon_clock.infrastructure.postgres.errors import (
+    ISOLATED,
+    READ_ONLY,
+    UnsuitableTransactions,
+    first_line,
+    translate_errors,
+)
 from coupon_clock.infrastructure.processes import all_processes
 from coupon_clock.infrastructure.scheduling.alarms import STUCK, Stuck
 from coupon_clock.infrastructure.settings import Settings
@@ -43,6 +49,7 @@ SELECT * FROM {schema}.append_events(
     ARRAY['command'], ARRAY[NULL::text], ARRAY[%(id)s::uuid], ARRAY['2999-01-01Z'::timestamptz],
     ARRAY[%(version)s::bigint], ARRAY[NULL::text], ARRAY[NULL::bytea], NULL, NULL)
 """
+BY_DEFAULT = "SELECT current_setting('transaction_read_only') = 'on', current_setting('transaction_isolation')"
 OVERDUE = """
 SELECT count(*), min(due_at)
   FROM {schema}.alarm
@@ -202,7 +209,13 @@ def _log(connection: psycopg.Connection[TupleRow], settings: Settings) -> str:
 
 
 def _append(connection: psycopg.Connection[TupleRow], settings: Settings) -> str:
-    """Twice as the product does it, by a prepared statement, so that a pooler which keeps none is found too."""
+    """Twice, by a prepared statement, so that a pooler which keeps none is found too. The product does it in a single
+    call, whose transaction is what the role or the database has by default."""
+    is_read_only, isolation = fetch_one(connection, BY_DEFAULT)
+    if is_read_only:
+        raise UnsuitableTransactions(f"they are read-only by default: {READ_ONLY}")
+    if isolation != "read committed":
+        raise UnsuitableTransactions(f"they are {isolation} by default: {ISOLATED}")
     schema, given = Schema(settings.database_schema), {"id": uuid4(), "topic": "Doctor.Looked", "state": b"{}"}
     try:
         with connection.transaction(force_rollback=True):

@@ -25,6 +25,7 @@ LONGEST_STATE = 2_000
 A_MOMENT = timedelta(seconds=5)
 """So long may an ending take before something is wrong."""
 REPAIR = "coupon-clock rebuild alarm"
+BY = {"command": "a command", "message": "the consumer", "reconciler": "the reconciler"}
 
 Row = TypeVar("Row")
 
@@ -122,7 +123,8 @@ def explain(runtime: Runtime[Any, Any, Any], stream_id: UUID) -> Explanation:
         rejected = connection.execute(schema.sql(REJECTED), (str(stream_id),)).fetchall()
         held = alarm is not None and is_held(connection, schema, stream_id)
         roles = {role for each in all_processes(connection, schema) if not each.is_dead for role in each.roles}
-    facts = Facts(at, events, alarm, due_by_the_log(runtime, envelopes), unreadable, held, roles)
+    due_at, was_due_at = (due_by_the_log(runtime, some) for some in (envelopes, envelopes[:-1]))
+    facts = Facts(at, events, alarm, due_at, was_due_at, unreadable, held, roles)
     why, do = verdict(facts, runtime.settings)
     return Explanation(
         stream_id=stream_id,
@@ -166,12 +168,14 @@ def due_by_the_log(runtime: Runtime[Any, Any, Any], envelopes: Sequence[Envelope
 
 
 class Facts(NamedTuple):
-    """`due_at`: by the log; `is_held`: whether somebody has the alarm locked; `roles`: that some process runs."""
+    """`due_at`: by the log; `was_due_at`: before its last event; `is_held`: whether somebody has the alarm locked;
+    `roles`: that some process runs."""
 
     at: datetime
     events: list[StoredEvent]
     alarm: StoredAlarm | None
     due_at: datetime | None
+    was_due_at: datetime | None
     unreadable: UnreadableEvent | None
     is_held: bool
     roles: set[str]
@@ -200,8 +204,11 @@ def without_alarm(facts: Facts) -> Verdict:
         return f"it is due at {shown(facts.due_at)} and has no alarm, so nothing ends it", REPAIR
     if facts.unreadable:
         return f"{facts.unreadable}", "install a version that reads it"
-    by = {"command": "a command", "message": "the consumer, in time", "reconciler": "the reconciler"}
-    return f"nothing is due any more: {last.topic} was stored at {shown(last.recorded_at)} by {by[last.cause]}", None
+    stored = f"nothing is due any more: {last.topic} was stored at {shown(last.recorded_at)} by {BY[last.cause]}"
+    if last.cause == "command" or facts.was_due_at is None:
+        return stored, None
+    late = 1_000 * (last.recorded_at - facts.was_due_at).total_seconds()
+    return f"{stored}, {late:,.1f} ms after it was due", None
 
 
 def not_due_yet(facts: Facts, alarm: StoredAlarm, settings: Settings) -> Verdict:

@@ -62,6 +62,12 @@ def test_its_whole_life_is_shown_with_what_took_it_in(app, template):
     assert "nothing is due any more: CouponTemplate.Ended" in found.why
 
 
+def test_after_its_end_it_says_how_late_and_by_whom(app, template):
+    app.clock.set(NOON + timedelta(milliseconds=250))
+    app.run_due()
+    assert explained(app, template)[0].endswith("by the consumer, 250.0 ms after it was due")
+
+
 # ── what keeps it ────────────────────────────────────────────────────────────────────────────────
 
 
