@@ -71,6 +71,7 @@ def runs() -> Iterator[Run]:
     yield Run("each known bug put back", ("tests/mutants/run.py",))
     settings = ("tests/test_session_settings.py", "--every-setting")
     yield Run("every value of every setting of a session", (*PYTEST, *settings))
+    yield Run("rules of docs/alerts.yml, by promtool", ("check", "rules", str(ROOT / "docs" / "alerts.yml")), promtool)
     yield Run("behind PgBouncer", (*PYTEST, "tests/test_pgbouncer.py"), pgbouncer)
     for version in POSTGRESQLS:
         yield Run(f"PostgreSQL {version}, all tests", SIDE_BY_SIDE, partial(postgresql, version))
@@ -80,6 +81,13 @@ def runs() -> Iterator[Run]:
 
 
 # ── what a run needs ─────────────────────────────────────────────────────────────────────────────────
+
+
+def promtool() -> Prepared:
+    program = shutil.which("promtool")
+    if program is None:
+        raise NotFound("promtool is not installed (Debian: apt install prometheus)")
+    return Prepared(program)
 
 
 def pgbouncer() -> Prepared:

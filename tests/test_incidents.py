@@ -4,6 +4,7 @@ Heartbeats are made older by hand, so that nobody has to wait until a process co
 """
 
 import json
+import resource
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,10 @@ import pytest
 from psycopg.sql import SQL, Identifier
 
 from command_line import coupon_clock, running
+from coupon_clock.app import Application, Settings
 from coupon_clock.local_servers import ports
+from coupon_clock.local_servers.postgres import LocalPostgres
+from coupon_clock.testing import throw_away_database
 from deadlines import eventually
 from examples import ending_in
 
@@ -149,3 +153,48 @@ def test_too_many_connections_is_one_sentence(database_url, sql):
     finally:
         sql.execute(SQL("REVOKE ALL ON DATABASE {} FROM few_connections").format(name))
         sql.execute("DROP ROLE few_connections")
+
+
+# ── a full disk ──────────────────────────────────────────────────────────────────────────────────
+
+LARGEST_FILE = 17 << 20
+"""A segment of the write-ahead log fits in, and the table that is filled does not grow any more."""
+FILL = """
+INSERT INTO coupon_clock.event (originator_id, originator_version, topic, state)
+SELECT gen_random_uuid(), 1, 'Filler', convert_to(repeat('x', 1500), 'UTF8') FROM generate_series(1, 13000)
+"""
+
+
+@contextmanager
+def no_larger_files() -> Iterator[None]:
+    """Of what is started meanwhile."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (LARGEST_FILE, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_on_a_full_disk_ends_are_overdue_and_come_once_there_is_space(server_folder):
+    postgres = LocalPostgres(server_folder / "full")
+    postgres.start()
+    try:
+        with throw_away_database(postgres.url) as url:
+            templates = [ending_in(12) for _ in range(200)]  # more than the last page has room for
+            with Application.open(Settings.load(database_url=url)) as app:
+                app.execute_many(templates)
+            with psycopg.connect(url, autocommit=True) as connection:
+                connection.execute(FILL)
+            postgres.stop()
+            with no_larger_files():
+                postgres.start()
+            with psycopg.connect(url, autocommit=True) as connection, process(url, connection):
+                eventually(lambda: "overdue" in status(url), within=40)
+                postgres.stop()
+                postgres.start()
+                eventually(lambda: "overdue" not in status(url))
+            report = json.loads(coupon_clock("verify", "promise", "--json", database_url=url).stdout)
+            assert (report["ended"], report["violation_count"]) == ({"expired": 200}, 0)
+    finally:
+        postgres.kill()
