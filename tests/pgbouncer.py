@@ -13,7 +13,7 @@ import psycopg
 
 from coupon_clock.local_servers.detached import end, launch, telling_line
 from coupon_clock.local_servers.postgres import LocalPostgres, user_to_run_as
-from deadlines import eventually
+from waiting import eventually
 
 PROGRAM = os.environ.get("PGBOUNCER", "")
 SERVER_CONNECTIONS = 4

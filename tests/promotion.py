@@ -3,7 +3,7 @@
 import psycopg
 
 from coupon_clock.local_servers.postgres import LocalPostgres
-from deadlines import eventually
+from waiting import eventually
 
 IS_PRIMARY = "SELECT NOT pg_is_in_recovery()"
 PROMOTE = "SELECT pg_promote()"

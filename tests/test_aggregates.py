@@ -20,9 +20,9 @@ from coupon_clock.infrastructure.command_handling.due import NothingDecided
 from coupon_clock.infrastructure.messaging.memory_broker import MemoryBroker
 from coupon_clock.local_servers.rocketmq_server import LocalRocketMQ
 from coupon_clock.testing import ManualClock, TestDeadlines
-from deadlines import eventually
 from examples import MORNING, NOON
 from programs import example
+from waiting import eventually
 
 HOUR = timedelta(hours=1)
 A_MOMENT = timedelta(microseconds=1)

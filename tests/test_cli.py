@@ -12,8 +12,8 @@ from command_line import coupon_clock, running
 from coupon_clock.domain.events import Ended
 from coupon_clock.infrastructure.messaging.broker import Delivery
 from coupon_clock.infrastructure.messaging.messages import ExpiryDue, to_wire
-from deadlines import eventually
 from examples import SHOP, ending_in
+from waiting import eventually
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,9 @@ import pytest
 from prometheus_client import REGISTRY
 
 from coupon_clock.app import Application, Settings
-from deadlines import eventually
 from examples import SHOP, ending_in
 from serving import variables
+from waiting import eventually
 
 TOPIC = GROUP = "clocks"
 TEMPLATES, EVERY_S = 40, 0.25
@@ -106,7 +106,7 @@ def a_host(settings: Settings, folder: Path, ahead: float) -> Iterator[None]:
     """`coupon-clock run` where the wall clock, and only that, is so many seconds ahead. `folder`: an empty one."""
     (folder / "sitecustomize.py").write_text(WRONG_CLOCK.format(ahead=ahead))
     path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
-    environment = os.environ | variables(settings) | {"PYTHONPATH": path}
+    environment = os.environ | variables(settings) | {"PYTHONPATH": path, "COUPON_CLOCK_LOG_FORMAT": "text"}
     command = [sys.executable, "-m", "coupon_clock.cli"]
     doctor = subprocess.run([*command, "doctor"], env=environment, capture_output=True, text=True, check=False)
     found = re.search(r"([\d.]+) s (ahead of|behind) PostgreSQL's", doctor.stdout)

@@ -19,9 +19,9 @@ from command_line import command, environment
 from coupon_clock.app import Application, LoopDied, Settings
 from coupon_clock.infrastructure.scheduling.reconciler import Reconciler
 from coupon_clock.local_servers.rocketmq_server import LocalRocketMQ
-from deadlines import eventually
 from examples import SHOP, ending_in
 from silent_proxy import silent_proxy
+from waiting import eventually
 
 LONGEST_STOP_S = 20
 MOST_SENT_AT_ONCE = 3_000

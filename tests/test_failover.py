@@ -13,9 +13,9 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from coupon_clock.app import Application, DatabaseUnavailable, Settings
 from coupon_clock.local_servers.detached import as_user
 from coupon_clock.local_servers.postgres import LocalPostgres, binaries, make_private, plain_environment, user_to_run_as
-from deadlines import eventually
 from examples import ending_in
 from promotion import promote
+from waiting import eventually
 
 LONG_AGO = datetime(2026, 1, 1, tzinfo=UTC)
 

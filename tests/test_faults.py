@@ -22,9 +22,9 @@ from coupon_clock.local_servers.ports import free_block
 from coupon_clock.local_servers.postgres import LocalPostgres
 from coupon_clock.local_servers.rocketmq_server import LocalRocketMQ
 from coupon_clock.testing import throw_away_database
-from deadlines import eventually
 from examples import SHOP, ending_in, increase
 from serving import Footprint, serving
+from waiting import eventually
 
 pytestmark = pytest.mark.xdist_group("servers of their own")
 

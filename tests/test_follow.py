@@ -14,9 +14,9 @@ import pytest
 from coupon_clock.app import Application, Settings
 from coupon_clock.domain.errors import InvalidArgument
 from coupon_clock.domain.events import Created, StockIncreased
-from deadlines import eventually
 from examples import a_template, ending_in, increase
 from history import run_sql, value
+from waiting import eventually
 
 
 @contextmanager

@@ -15,8 +15,8 @@ import pytest
 
 from coupon_clock.app import Application
 from coupon_clock.infrastructure.postgres.database import OpenedBeforeFork
-from deadlines import eventually
 from examples import SHOP, ending_in
+from waiting import eventually
 
 CALLS: dict[str, Callable[[Application], object]] = {
     "execute": lambda app: app.execute(ending_in(3600)),

@@ -21,8 +21,8 @@ from coupon_clock.app import Application, Settings
 from coupon_clock.local_servers import ports
 from coupon_clock.local_servers.postgres import LocalPostgres
 from coupon_clock.testing import throw_away_database
-from deadlines import eventually
 from examples import ending_in
+from waiting import eventually
 
 UNREADABLE = (
     "INSERT INTO coupon_clock.event (originator_id, originator_version, topic, state) VALUES (%s, 2, 'Newer', '{}')"

@@ -31,12 +31,12 @@ from coupon_clock.domain.events import Ended
 from coupon_clock.infrastructure.postgres.errors import PoolerWithoutPreparedStatements
 from coupon_clock.local_servers.postgres import LocalPostgres
 from coupon_clock.testing import open_test_application, throw_away_database
-from deadlines import eventually
 from examples import MORNING, SHOP, ending_in, increase
 from history import given_a_history, rows, value
 from other_settings import HOSTILE_SCHEMA, MOST_VALUES, all_at_once, assignments, other_values
 from pgbouncer import PROGRAM, SERVER_CONNECTIONS, pgbouncer, through
 from programs import in_background
+from waiting import eventually
 from walk import walk
 
 pytestmark = pytest.mark.skipif(not PROGRAM, reason="PGBOUNCER names no PgBouncer: part of make test-long")

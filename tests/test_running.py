@@ -17,8 +17,8 @@ from coupon_clock.app import Application, Settings
 from coupon_clock.deadlines import broker_for
 from coupon_clock.domain.events import Ended, EndReason
 from coupon_clock.infrastructure.messaging.messages import ExpiryDue, to_wire
-from deadlines import eventually
 from examples import SHOP, change, ending_in, terminate
+from waiting import eventually
 
 KILLED_AFTER = Path(__file__).parent / "killed_after.py"
 TOPIC, GROUP = "coupon-expiry-running", "coupon-clock-running"

@@ -16,9 +16,9 @@ from coupon_clock.infrastructure.postgres.time_limit import LONG_STATEMENT_LIMIT
 from coupon_clock.projections.coupon_templates import TEMPLATE_ROWS
 from coupon_clock.projections.rebuild.rebuild import rebuild
 from coupon_clock.projections.rebuild.run import Step
-from deadlines import eventually
 from examples import SHOP, ending_in, increase
 from silent_proxy import SilentProxy, silent_proxy
+from waiting import eventually
 
 LONGEST_S = 20.0
 """A statement's limit of 10 s, 5 s more for the answer to its cancellation, and some for a busy machine."""

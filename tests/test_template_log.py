@@ -13,8 +13,8 @@ from coupon_clock import persistence
 from coupon_clock.domain.errors import CouponTemplateNotFound
 from coupon_clock.domain.events import EndReason
 from coupon_clock.template_log import ReadOnlyLog, TemplateCreated, TemplateEnded, TemplateLog, project_template
-from deadlines import eventually
 from examples import NOON, OTHER_SHOP, SHOP, a_template, increase, terminate
+from waiting import eventually
 
 
 class ShopNames(persistence.TrackingRecorder):

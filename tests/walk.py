@@ -20,8 +20,8 @@ from coupon_clock.maintenance.doctor import examine
 from coupon_clock.projections.rebuild.rebuild import RebuildOptions
 from coupon_clock.projections.registry import PROJECTIONS
 from coupon_clock.testing import TestApplication
-from deadlines import eventually
 from examples import EVENING, MORNING, NOON, OTHER_SHOP, SHOP, a_template, change, increase, terminate
+from waiting import eventually
 
 FIRST, MOVED, STOPPED, SHARED, OTHERS, IMPORTED = (UUID(int=number) for number in range(1, 7))
 HARD_TO_STORE = "春节 \\ \\' '; \"%s\" {schema} 0x5c \u00e9"

@@ -15,6 +15,7 @@ from chaos.journal import Journal
 STOP_SECONDS = 30.0
 CANNOT_BE_DONE = 2
 """The exit code of the command line, where PostgreSQL is away as it starts, too."""
+TEXT_LOG = {"COUPON_CLOCK_LOG_FORMAT": "text"}
 LIFE = "CHAOS_LIFE"
 """In the environment: how often a process of that name was started before."""
 
@@ -100,7 +101,7 @@ class Supervised:
     def _run(self, command: Sequence[str]) -> "subprocess.Popen[bytes]":
         variables = {**self._variables, LIFE: str(self._lives)}
         with self._log.open("ab") as log:
-            return subprocess.Popen(command, env=os.environ | variables, stdout=log, stderr=log)
+            return subprocess.Popen(command, env=os.environ | variables | TEXT_LOG, stdout=log, stderr=log)
 
     def _running(self) -> "subprocess.Popen[bytes]":
         assert self._process

@@ -18,8 +18,8 @@ from chaos.run import is_out
 from chaos.servers import LogServers, prepare
 from chaos.workload import LONG_AGO, Workload
 from coupon_clock.app import Application, Settings
-from deadlines import eventually
 from examples import a_template, change, ending_in, increase, terminate
+from waiting import eventually
 
 pytestmark = pytest.mark.xdist_group("checker")
 

@@ -6,9 +6,9 @@ import msgspec
 import pytest
 
 from coupon_clock.infrastructure.messaging.rocketmq.library import library
-from deadlines import eventually
 from examples import SHOP, ending_in, terminate
 from programs import example, in_background
+from waiting import eventually
 
 
 def test_ends_are_announced_also_after_a_failure(live):

@@ -8,9 +8,9 @@ import pytest
 
 from coupon_clock import CreateCouponTemplate
 from coupon_clock.testing import given
-from deadlines import eventually
 from examples import SHOP, a_template, increase
 from programs import example, in_background
+from waiting import eventually
 
 
 class TestCache:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-PUBLIC = {"coupon_clock", "coupon_clock.testing"}
+PUBLIC = {"coupon_clock", "coupon_clock.aggregates", "coupon_clock.testing"}
 SERVERS = {
     "coupon_clock.infrastructure.logs",
     "coupon_clock.infrastructure.progress",

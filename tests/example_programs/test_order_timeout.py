@@ -11,9 +11,9 @@ import pytest
 from coupon_clock.domain.errors import CommandConflict, InvalidCommand
 from coupon_clock.runtime import Runtime
 from coupon_clock.testing import TestRuntime, given, then, then_nothing, then_refused, when
-from deadlines import eventually
 from examples import MORNING, SHOP, ending_in
 from programs import example
+from waiting import eventually
 
 A_MOMENT = timedelta(microseconds=1)
 HALF_AN_HOUR = timedelta(minutes=30)

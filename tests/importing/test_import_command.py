@@ -22,8 +22,8 @@ from command_line import coupon_clock, running
 from coupon_clock.app import Application, Settings
 from coupon_clock.importing.importer import CHUNK
 from coupon_clock.local_servers.postgres import LocalPostgres
-from deadlines import eventually
 from examples import a_template
+from waiting import eventually
 
 MANY = 20 * CHUNK
 

@@ -16,8 +16,8 @@ from coupon_clock.importing.files import Format
 from coupon_clock.importing.importer import CHUNK, Tally, import_records, records_of
 from coupon_clock.infrastructure.event_store.safety import UnsafeLog
 from coupon_clock.infrastructure.postgres.errors import DatabaseUnavailable
-from deadlines import eventually
 from examples import EVENING, NOON, SHOP, TEMPLATE, a_template, terminate
+from waiting import eventually
 
 TWO_LINES = ReceiveRule(limit_per_person=10, usage_instructions="two\nlines")
 

@@ -8,7 +8,7 @@ import pytest
 from coupon_clock.domain.errors import CouponClockError, InvalidArgument
 from coupon_clock.infrastructure.loop import Counts, Loop, LoopDied, join, start
 from coupon_clock.infrastructure.notifier import Notifier
-from deadlines import eventually
+from waiting import eventually
 
 
 def test_it_goes_on_after_errors_expected_or_not_and_stops_when_reported():

@@ -5,7 +5,7 @@ from datetime import timedelta
 from coupon_clock.infrastructure import processes
 from coupon_clock.infrastructure.loop import Ticks
 from coupon_clock.infrastructure.processes import Heartbeat, all_processes
-from deadlines import eventually
+from waiting import eventually
 
 
 def listed(app):

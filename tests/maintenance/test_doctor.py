@@ -18,10 +18,10 @@ from coupon_clock.local_servers.postgres import LocalPostgres
 from coupon_clock.local_servers.rocketmq_server import LocalRocketMQ
 from coupon_clock.maintenance.doctor import examine
 from coupon_clock.testing import ManualClock, throw_away_database
-from deadlines import eventually
 from examples import ending_in
 from history import append_unreadable, run_sql
 from test_follow import following
+from waiting import eventually
 
 HEALTHY = [
     *("log", "append", "clock", "processes"),

@@ -10,10 +10,10 @@ from coupon_clock.app import Application
 from coupon_clock.domain.errors import InvalidArgument
 from coupon_clock.infrastructure.event_store.lease import Lease
 from coupon_clock.maintenance.followers import Follower, UnknownFollower
-from deadlines import eventually
 from examples import ending_in
 from history import append_unreadable, run_sql
 from test_follow import following
+from waiting import eventually
 
 
 def follower(app: Application, name: str = "mails") -> Follower:

@@ -30,12 +30,12 @@ from coupon_clock.projections.rebuild.rebuild import RebuildOptions, rebuild
 from coupon_clock.projections.registry import PROJECTIONS
 from coupon_clock.runtime import Runtime
 from coupon_clock.testing import ManualClock
-from deadlines import eventually
 from examples import MICROSECOND, SHOP, a_template, change, increase, terminate
 from state_machine.interrupted import Killed, When, at, killed
 from state_machine.model import MOST_STOCK, Answer, Fields, LogEntry, Model, Template
 from state_machine.stored import Stored
 from state_machine.unreliable_broker import UnreliableBroker
+from waiting import eventually
 
 NEW_MONTH = datetime(2026, 4, 1, tzinfo=UTC)
 BEGIN = NEW_MONTH - timedelta(seconds=20)

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from deadlines import eventually
+from waiting import eventually
 
 DEMO = Path(__file__).parents[3] / "examples" / "demo"
 LONGEST_S = 120.0

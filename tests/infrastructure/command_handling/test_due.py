@@ -17,8 +17,8 @@ from coupon_clock.infrastructure.messaging.memory_broker import MemoryBroker
 from coupon_clock.infrastructure.scheduling.due_result import Completed, Failed, NotDue, Retry
 from coupon_clock.runtime import Runtime
 from coupon_clock.testing import TestApplication
-from deadlines import eventually
 from examples import EVENING, MICROSECOND, MORNING, NOON, SHOP, a_template, change, ending_in, increase, terminate
+from waiting import eventually
 
 NO_GRACE = timedelta(0)
 

@@ -19,8 +19,8 @@ from coupon_clock.infrastructure.event_store.store import Conflict, EventStore, 
 from coupon_clock.infrastructure.postgres.binary_cursor import BinaryCursor
 from coupon_clock.infrastructure.postgres.connection import connect
 from coupon_clock.infrastructure.postgres.errors import DatabaseUnavailable, DecidedTooLate, RolledBack, TimedOut
-from deadlines import eventually
 from examples import SHOP, ending_in, increase, terminate
+from waiting import eventually
 
 HOLD = "INSERT INTO coupon_clock.event (originator_id, originator_version, topic, state) VALUES (%s, %s, 't', '?')"
 

@@ -15,8 +15,8 @@ from coupon_clock.domain.errors import CouponTemplateNotFound, InvalidCommand, O
 from coupon_clock.infrastructure.command_handling.handler import CommandHandler
 from coupon_clock.infrastructure.command_handling.shared_queue import SharedQueue
 from coupon_clock.infrastructure.postgres.errors import TimedOut
-from deadlines import eventually
 from examples import SHOP, ending_in, increase
+from waiting import eventually
 
 
 class Gate(CommandHandler):

@@ -14,8 +14,8 @@ from coupon_clock.infrastructure.postgres.connection import execute_script
 from coupon_clock.local_servers.postgres import LocalPostgres
 from coupon_clock.maintenance.doctor import examine
 from coupon_clock.testing import throw_away_database
-from deadlines import eventually
 from examples import SHOP, ending_in, increase
+from waiting import eventually
 
 ROLES = ("owner", "app", "reader")
 

@@ -31,7 +31,7 @@ from coupon_clock.infrastructure.postgres.database import Database
 from coupon_clock.infrastructure.postgres.errors import AnswerLost, RolledBack, TimedOut
 from coupon_clock.infrastructure.postgres.server_clock import ServerClock
 from coupon_clock.infrastructure.settings import Settings
-from deadlines import eventually
+from waiting import eventually
 
 LOW, MIDDLE, HIGH = (UUID(int=n) for n in (1, 2, 3))
 NOON = datetime(2100, 1, 1, 12, tzinfo=UTC)

@@ -35,7 +35,7 @@ from coupon_clock.infrastructure.postgres.connection import connect
 from coupon_clock.infrastructure.postgres.database import Database
 from coupon_clock.infrastructure.postgres.server_clock import ServerClock
 from coupon_clock.infrastructure.settings import Settings
-from deadlines import eventually
+from waiting import eventually
 
 INSERT = """
 INSERT INTO coupon_clock.event (originator_id, originator_version, topic, state)

@@ -20,8 +20,8 @@ from coupon_clock.infrastructure.postgres.caller_transaction import UnusableTran
 from coupon_clock.infrastructure.postgres.errors import DatabaseUnavailable, TimedOut
 from coupon_clock.infrastructure.scheduling.alarms import Alarm
 from coupon_clock.testing import in_database
-from deadlines import eventually
 from examples import SHOP, ending_in, increase, terminate
+from waiting import eventually
 
 
 @pytest.fixture

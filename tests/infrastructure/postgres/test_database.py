@@ -22,9 +22,9 @@ from coupon_clock.infrastructure.postgres.errors import (
 )
 from coupon_clock.infrastructure.settings import Settings
 from coupon_clock.local_servers.postgres import LocalPostgres
-from deadlines import eventually
 from examples import ending_in, increase
 from promotion import promote
+from waiting import eventually
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from coupon_clock.infrastructure.scheduling.alarms import Alarms
 from coupon_clock.infrastructure.scheduling.due_result import Retry
 from coupon_clock.infrastructure.scheduling.expiry_consumer import ExpiryConsumer
 from coupon_clock.testing import TestApplication
-from deadlines import eventually
 from examples import EVENING, MICROSECOND, MORNING, NOON, SHOP, a_template, change
+from waiting import eventually
 
 NOW = timedelta(0)
 LEAD = timedelta(seconds=10)

@@ -17,10 +17,10 @@ from coupon_clock.projections.rebuild.dry_run import dry_run
 from coupon_clock.projections.rebuild.rebuild import RebuildOptions, rebuild
 from coupon_clock.runtime import Runtime, Settings
 from coupon_clock.testing import TestRuntime, given
-from deadlines import eventually
 from examples import MORNING
 from history import run_sql, value
 from programs import example
+from waiting import eventually
 
 
 class OrderRow(Struct, frozen=True):

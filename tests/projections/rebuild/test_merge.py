@@ -11,8 +11,8 @@ from psycopg.conninfo import make_conninfo
 from coupon_clock.app import Application, Settings
 from coupon_clock.projections.rebuild.go_live import SwapBlocked
 from coupon_clock.projections.rebuild.rebuild import ForeignObjects, RebuildOptions, RowsHidden
-from deadlines import eventually
 from examples import EVENING, SHOP, a_template, increase
+from waiting import eventually
 
 TABLE = "coupon_clock.coupon_template"
 

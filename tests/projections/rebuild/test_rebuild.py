@@ -23,10 +23,10 @@ from coupon_clock.projections.rebuild.run import Pace, Run, only_run
 from coupon_clock.projections.rebuild.swap import swap
 from coupon_clock.projections.rebuild.workers import replay_together, workers_for
 from coupon_clock.projections.registry import PROJECTIONS
-from deadlines import eventually
 from examples import EVENING, SHOP, a_template, increase
 from history import append_unreadable, given_a_history, rows, run_sql, value
 from rebuild_killed import STEPS
+from waiting import eventually
 
 KILLED = Path(__file__).parents[2] / "rebuild_killed.py"
 NAMES = [projection.name for projection in PROJECTIONS]

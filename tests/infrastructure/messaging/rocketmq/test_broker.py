@@ -23,7 +23,7 @@ from coupon_clock.infrastructure.messaging.rocketmq.requests import Outgoing
 from coupon_clock.infrastructure.settings import Settings
 from coupon_clock.local_servers import remoting
 from coupon_clock.local_servers.rocketmq_server import LocalRocketMQ
-from deadlines import eventually
+from waiting import eventually
 
 pytestmark = pytest.mark.rocketmq
 

@@ -8,7 +8,7 @@ import pytest
 
 from coupon_clock.infrastructure.messaging.broker import BrokerUnavailable, Unreachable
 from coupon_clock.infrastructure.messaging.rocketmq.supervisor import Supervisor
-from deadlines import eventually
+from waiting import eventually
 
 
 class Pretended:

@@ -21,9 +21,9 @@ from coupon_clock.infrastructure.messaging.rocketmq.broker import RocketMQBroker
 from coupon_clock.infrastructure.messaging.rocketmq.connection import Connection
 from coupon_clock.infrastructure.messaging.rocketmq.requests import receipt_of
 from coupon_clock.infrastructure.settings import Settings
-from deadlines import eventually
 from examples import SHOP, ending_in
 from rocketmq_cluster import BROKERS, LocalRocketMQCluster
+from waiting import eventually
 
 pytestmark = [pytest.mark.rocketmq, pytest.mark.xdist_group("servers of their own")]
 
