@@ -1,7 +1,7 @@
-"""How punctual ends are, and what it costs: light load, many at one instant, relay, idle reconciler, neighbours.
+"""How punctual ends are, and what it costs: light load, many at one instant, relay, idle reconciler, neighbours, status.
 
     python benchmarks/expiry.py [--json] [--million] [light] [relay] [many] [late] [memory] [endings] [reconciler]
-                                [very-many]
+                                [very-many] [status]
 
 Lateness is read from PostgreSQL's clock after the append of the end has returned: when it was committed, not decided.
 One process runs all loops, with default settings; RocketMQ's own client is measured beside it. A quarter of an hour.
@@ -56,6 +56,11 @@ IDLE_TABLES = (
     "INSERT INTO coupon_clock.alarm SELECT id, valid_until FROM plain",
     "VACUUM ANALYZE coupon_clock.alarm, plain",
 )
+STATUS_ALARMS, STATUS_TEMPLATES, STATUS_ROUNDS = 10_000_000, 50_000, 5
+FILL_ALARMS = f"""
+INSERT INTO coupon_clock.alarm (stream_id, due_at)
+SELECT gen_random_uuid(), now() + n * interval '8 milliseconds' FROM generate_series(1, {STATUS_ALARMS}) AS n
+"""
 IDLE_UPDATE = "UPDATE plain SET ended = true WHERE NOT ended AND valid_until <= now()"
 
 
@@ -139,6 +144,20 @@ def idle_reconciler(running: LocalServers) -> Iterator[Figure]:
     yield at_most(f"idle reconciler over {IDLE_ALARMS:,} alarms, median", 1_000 * ours, "ms", 1, 1_000 * plain)
 
 
+def status_of_many(running: LocalServers) -> Iterator[Figure]:
+    """All of them due within the next day, so that nothing can be counted by its absence."""
+    say(f"status over {STATUS_ALARMS:,} alarms")
+    with (
+        application(running.postgres.url) as app,
+        psycopg.connect(app.settings.database(), autocommit=True) as connection,
+    ):
+        create(app, [datetime.now(UTC) + timedelta(hours=2)] * STATUS_TEMPLATES)
+        connection.execute(FILL_ALARMS)
+        connection.execute("VACUUM ANALYZE coupon_clock.alarm")
+        took = [seconds(app.maintenance.status) for _ in range(STATUS_ROUNDS)]
+    yield at_most(f"status over {STATUS_ALARMS:,} alarms, the slowest of {STATUS_ROUNDS}", max(took), "s", 1)
+
+
 # ── how it is measured ───────────────────────────────────────────────────────────────────────────
 
 
@@ -178,8 +197,9 @@ MEASURES: dict[str, Callable[[LocalServers], Iterator[Figure]]] = {
     "endings": endings(million=False),
     "reconciler": idle_reconciler,
     "very-many": very_many_at_one_instant,
+    "status": status_of_many,
 }
-WITHOUT_ROCKETMQ = {"late", "endings", "reconciler"}
+WITHOUT_ROCKETMQ = {"late", "endings", "reconciler", "status"}
 
 
 if __name__ == "__main__":
