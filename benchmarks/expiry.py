@@ -1,4 +1,4 @@
-"""How punctual ends are, and what it costs: light load, many at one instant, relay, idle reconciler, neighbours, status.
+"""How punctual ends are, and what it costs: light load, many at one instant, relay, idle reconciler, status.
 
     python benchmarks/expiry.py [--json] [--million] [light] [relay] [many] [late] [memory] [endings] [reconciler]
                                 [very-many] [status]
