@@ -61,7 +61,7 @@ class Runtime(Generic[State, Command, Event]):
         self.store: EventStore[Event] = EventStore(database, self.clock, stored_type)
         self._notify = AppendNotifier()
         self._handler = CommandHandler(self.store, decider, self._notify)
-        self._queue = SharedQueue(self._handler)
+        self.queue = SharedQueue(self._handler)
         self.deadlines = Deadlines(
             database,
             self.store.recorder,
@@ -126,7 +126,7 @@ class Runtime(Generic[State, Command, Event]):
         if self.database.is_forked:
             return
         self._closing.set()
-        self._queue.close()
+        self.queue.close()
         self.database.close()
 
     # ── commands ─────────────────────────────────────────────────────────────────────────────────
@@ -139,7 +139,7 @@ class Runtime(Generic[State, Command, Event]):
         """
         self.database.refuse_fork()
         if connection is None:
-            return self._queue.handle(command)
+            return self.queue.handle(command)
         with enlist(connection, self.database.schema, "event") as lent:
             return CommandHandler(self.store.over(lent), self.decider, no_notifier).handle(command)
 
@@ -182,9 +182,11 @@ class Runtime(Generic[State, Command, Event]):
         follower = Subscription(self.store, name, "follower", deliver, batch, start)
         wait = follower.paced(self._notify.log_grew.subscribe())
         loop = Loop(name, follower.run_once, FOLLOW_POLL_S, wait, final=(InvalidArgument,))
-        loop.run_forever(stop or self._closing, self._closing)
-        if not self._closing.is_set():
-            follower.release()
+        try:
+            loop.run_forever(stop or self._closing, self._closing)
+        finally:
+            if not self._closing.is_set():
+                follower.release()
 
     def _follower_name(self, name: str) -> Iterator[Problem]:
         yield from arguments.name("name", name)

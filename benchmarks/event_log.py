@@ -1,13 +1,15 @@
 """How fast the log takes events beside the eventsourcing library's own recorders, and what its followers miss.
 
-    python benchmarks/event_log.py [--json] [--events 10000000] [writers] [held] [followers] [bulk] [execute] [library]
+    python benchmarks/event_log.py [--json] [--events 10000000] [writers] [held] [followers] [bulk] [execute] [await]
+                                  [library]
 
 Everything that is compared runs in turns on one server in one run, so that ratios hold where absolute figures do not.
 """
 
+import asyncio
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from statistics import median
@@ -17,11 +19,24 @@ from uuid import UUID, uuid4
 from followers import missed
 from held_template import beside_a_held_template
 from library_applications import library_applications
-from measure import Figure, application, arguments, at_least, at_most, at_most_times, say, servers, tell, template
+from measure import (
+    Figure,
+    application,
+    arguments,
+    at_least,
+    at_least_times,
+    at_most,
+    at_most_times,
+    say,
+    servers,
+    tell,
+    template,
+)
 from msgspec.structs import replace
 from writers import STATE, writers
 
 from coupon_clock.app import Application, CreateCouponTemplate, Outcome, TerminateCouponTemplate
+from coupon_clock.async_app import AsyncApplication
 from coupon_clock.infrastructure.postgres.binary_cursor import BinaryCursor
 
 FILL = """
@@ -40,6 +55,33 @@ def main() -> int:
     with servers("memory") as running:
         figures = (figure for measure in measures.values() for figure in measure(running.postgres.url))
         return tell(figures, given.json)
+
+
+# ── awaited ──────────────────────────────────────────────────────────────────────────────────────
+
+TASKS, AWAIT_ROUNDS = 1_000, 10
+
+
+def awaited(server_url: str) -> Iterator[Figure]:
+    """In turns with execute_many of as many."""
+    with application(server_url) as app:
+        say(f"{TASKS:,} tasks await a command each, in turns with execute_many")
+        in_bulk, in_tasks = zip(*(turn(app) for _ in range(AWAIT_ROUNDS)), strict=True)
+    yield at_least_times(f"{TASKS:,} tasks, commands", median(in_tasks), "1/s", median(in_bulk), 0.4)
+
+
+def turn(app: Application) -> tuple[float, float]:
+    """Commands a second: of execute_many, and awaited by as many tasks."""
+
+    async def tasks(commands: Sequence[CreateCouponTemplate]) -> float:
+        async with AsyncApplication.open(app.settings) as other:
+            await other.execute(a_template())
+            began = perf_counter()
+            await asyncio.gather(*map(other.execute, commands))
+            return TASKS / (perf_counter() - began)
+
+    bulk = all_done(app, [a_template() for _ in range(TASKS)])
+    return bulk, asyncio.run(tasks([a_template() for _ in range(TASKS)]))
 
 
 # ── execute_many ─────────────────────────────────────────────────────────────────────────────────
@@ -133,6 +175,7 @@ MEASURES: dict[str, Callable[[str], Iterator[Figure]]] = {
     "followers": missed,
     "bulk": in_bulk,
     "execute": partial(one_execute, events=1_000_000),
+    "await": awaited,
     "library": library_applications,
 }
 

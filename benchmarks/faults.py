@@ -1,15 +1,17 @@
 """What faults cost: ends that are left to the reconciler, sockets that are left open.
 
-    python benchmarks/faults.py [--json] [restart] [alone] [unknown] [outage]
+    python benchmarks/faults.py [--json] [restart] [alone] [unknown] [outage] [await]
 
 restart, alone  consumers are restarted one after the other; the only one is
 unknown         40,000 messages of streams that nobody knows come within 10 s of 500 ends
 outage          RocketMQ is away for five minutes
+await           the event loop of AsyncApplication while the log is locked
 
 Consumers are processes of their own, `coupon-clock run --role consumer`; relay and reconciler run in another. Two
 minutes a measure, the outage seven.
 """
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -22,10 +24,11 @@ from uuid import uuid4
 
 import psutil
 import psycopg
-from measure import Figure, application, arguments, at_most, create, say, servers, sleep_until, tell
+from measure import Figure, application, arguments, at_most, create, say, servers, sleep_until, tell, template
 from raw_rocketmq import provisioned, send
 
-from coupon_clock.app import Application
+from coupon_clock.app import Application, Settings
+from coupon_clock.async_app import AsyncApplication
 from coupon_clock.infrastructure.messaging.messages import ExpiryDue, to_wire
 from coupon_clock.local_servers.servers import LocalServers
 
@@ -35,6 +38,7 @@ RESTARTS = 4
 LONGEST_STOP_S = 60.0
 UNKNOWN, UNKNOWN_S = 40_000, 10.0
 OUTAGE_S, SETTLED_S = 300.0, 30.0
+LOCKED_S, TIMER_S = 1.5, 0.005
 
 CAUSES = """
 SELECT cause, count(*)
@@ -164,11 +168,37 @@ def outage(running: LocalServers) -> Iterator[Figure]:
     yield at_most("sockets of a consumer after the outage", after, "sockets", before + 2, before)
 
 
+def event_loop(running: LocalServers) -> Iterator[Figure]:
+    """A timer every few milliseconds, while commands and queries wait for a lock."""
+    say(f"an event loop while the log is locked for {LOCKED_S:g} s")
+    with application(running.postgres.url) as app:
+        worst = asyncio.run(most_late(app.settings))
+    yield at_most("a timer of an event loop beside commands that wait, most late", 1_000 * worst, "ms", 20)
+
+
+async def most_late(settings: Settings) -> float:
+    async with AsyncApplication.open(settings) as app:
+        await app.execute(template(datetime.now(UTC) + timedelta(hours=1)))
+        with psycopg.connect(settings.database()) as connection:
+            connection.execute("LOCK TABLE coupon_clock.event IN ACCESS EXCLUSIVE MODE")
+            later = datetime.now(UTC) + timedelta(hours=1)
+            waiting = [asyncio.create_task(app.execute(template(later))) for _ in range(100)]
+            waiting += [asyncio.create_task(app.end_of_log()) for _ in range(5)]
+            worst, until = 0.0, monotonic() + LOCKED_S
+            while monotonic() < until:
+                due = monotonic() + TIMER_S
+                await asyncio.sleep(TIMER_S)
+                worst = max(worst, monotonic() - due)
+        await asyncio.gather(*waiting)
+    return worst
+
+
 MEASURES = {
     "restart": restarts(2, most_left=2),
     "alone": restarts(1, most_left=None),
     "unknown": unknown_streams,
     "outage": outage,
+    "await": event_loop,
 }
 
 

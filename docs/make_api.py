@@ -31,6 +31,11 @@ SECTIONS: Sections = (
         (("app.py", ("Application", "Outcome")),),
     ),
     (
+        "Awaited",
+        "The same for asyncio; one for each event loop.",
+        (("async_app.py", ("AsyncApplication",)),),
+    ),
+    (
         "Commands",
         "Ids are UUIDs, made by the caller before the first try. `expected_version` refuses a command when others came "
         "first; `actor` is kept and shown.",

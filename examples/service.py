@@ -24,7 +24,7 @@ from fastapi import Depends, FastAPI, Header, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 
 from coupon_clock import (
-    Application,
+    AsyncApplication,
     ChangeValidity,
     CommandConflict,
     CouponClockError,
@@ -48,7 +48,7 @@ LONGEST_BODY = 64 * 1024  # bytes; a template has a few thousand characters at m
 
 @asynccontextmanager
 async def running(api: FastAPI) -> AsyncIterator[None]:
-    with Application.open() as app, app.running():
+    async with AsyncApplication.open() as app, app.running():
         api.state.app = app
         yield
 
@@ -99,13 +99,15 @@ WITH_BODY = {"requestBody": {"required": True, "content": {"application/json": {
 
 
 @api.put(TEMPLATE, status_code=201, openapi_extra=WITH_BODY)
-def create(request: Request, shop_number: int, template_id: UUID, actor: Actor, key: Key, content: Content) -> Response:
+async def create(
+    request: Request, shop_number: int, template_id: UUID, actor: Actor, key: Key, content: Content
+) -> Response:
     ids = {"command_id": key, "template_id": template_id, "shop_number": shop_number, "actor": actor}
-    return executed(request, command(content | ids, CreateCouponTemplate), status=201)
+    return await executed(request, command(content | ids, CreateCouponTemplate), status=201)
 
 
 @api.post(TEMPLATE + "/stock", openapi_extra=WITH_BODY)
-def increase_stock(
+async def increase_stock(
     request: Request,
     shop_number: int,
     template_id: UUID,
@@ -115,11 +117,11 @@ def increase_stock(
     if_match: IfMatch = None,
 ) -> Response:
     ids = {"command_id": key, "template_id": template_id, "shop_number": shop_number, "actor": actor}
-    return executed(request, command(content | ids | expected(if_match), IncreaseStock))
+    return await executed(request, command(content | ids | expected(if_match), IncreaseStock))
 
 
 @api.put(TEMPLATE + "/validity", openapi_extra=WITH_BODY)
-def change_validity(
+async def change_validity(
     request: Request,
     shop_number: int,
     template_id: UUID,
@@ -129,20 +131,20 @@ def change_validity(
     if_match: IfMatch = None,
 ) -> Response:
     ids = {"command_id": key, "template_id": template_id, "shop_number": shop_number, "actor": actor}
-    return executed(request, command(content | ids | expected(if_match), ChangeValidity))
+    return await executed(request, command(content | ids | expected(if_match), ChangeValidity))
 
 
 @api.delete(TEMPLATE)
-def terminate(
+async def terminate(
     request: Request, shop_number: int, template_id: UUID, actor: Actor, key: Key, if_match: IfMatch = None
 ) -> Response:
     ids = {"command_id": key, "template_id": template_id, "shop_number": shop_number, "actor": actor}
-    return executed(request, command(ids | expected(if_match), TerminateCouponTemplate))
+    return await executed(request, command(ids | expected(if_match), TerminateCouponTemplate))
 
 
 @api.get(TEMPLATE)
-def find(request: Request, shop_number: int, template_id: UUID, at_least: int | None = None) -> Response:
-    view = request.app.state.app.find(shop_number, template_id, at_least=at_least)
+async def find(request: Request, shop_number: int, template_id: UUID, at_least: int | None = None) -> Response:
+    view = await request.app.state.app.find(shop_number, template_id, at_least=at_least)
     body = msgspec.json.encode({"state": view.state, "usable": view.is_usable} | msgspec.structs.asdict(view))
     return Response(body, media_type="application/json", headers={"ETag": f'"{view.version}"'})
 
@@ -169,9 +171,9 @@ def command(values: dict[str, Any], kind: type[Any]) -> Any:
         raise msgspec.ValidationError(str(failure)) from failure
 
 
-def executed(request: Request, command: Any, status: int = 200) -> Response:
+async def executed(request: Request, command: Any, status: int = 200) -> Response:
     """`position` lets the client read its own write: `GET …?at_least=position`."""
-    outcome = request.app.state.app.execute(command)
+    outcome = await request.app.state.app.execute(command)
     body = {"version": outcome.version, "position": outcome.position}
     return JSONResponse(body, status, headers={"ETag": f'"{outcome.version}"'})
 

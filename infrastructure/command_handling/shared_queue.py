@@ -2,7 +2,8 @@
 
 from collections import deque
 from collections.abc import Sequence
-from threading import Condition, Event, Thread
+from concurrent.futures import Future
+from threading import Condition, Thread
 from typing import Generic
 from uuid import UUID
 
@@ -28,19 +29,20 @@ LINGER_S = 0.001
 LIMIT_S = 30.0
 LONG_STREAM = 500
 MOST_LONG_STREAMS = 1_000
+WAIT_ALONE = (Overtaken, TimedOut)
+"""Somebody holds the stream, or keeps changing it: to wait for that is the caller's own affair."""
 
 log = Log(__name__)
 
 
 class Ticket(Generic[Command, DecidedEvent]):
-    """One caller's command in the queue. `outcome` is there once `done` is set."""
+    """One caller's command in the queue. Its outcome can be cancelled as long as the command waits for its turn."""
 
-    __slots__ = ("command", "done", "outcome")
+    __slots__ = ("command", "outcome")
 
     def __init__(self, command: Command) -> None:
         self.command = command
-        self.done = Event()
-        self.outcome: Executed[DecidedEvent] | CouponClockError | None = None
+        self.outcome: Future[Executed[DecidedEvent] | CouponClockError] = Future()
 
 
 class SharedQueue(Generic[State, Command, DecidedEvent]):
@@ -69,14 +71,24 @@ class SharedQueue(Generic[State, Command, DecidedEvent]):
     def handle(self, command: Command) -> Executed[DecidedEvent]:
         """Executes it, alone or together with others. Raises as CommandHandler.handle does."""
         if self._goes_alone(command):
-            return self._alone(command)
+            return self.alone(command)
         outcome = self._shared(Ticket(command))
-        if isinstance(outcome, Overtaken | TimedOut):
-            # Somebody holds the stream, or keeps changing it: to wait for that is this caller's own affair.
-            return self._alone(command)
+        if isinstance(outcome, WAIT_ALONE):
+            return self.alone(command)
         if isinstance(outcome, CouponClockError):
             raise outcome
         return outcome
+
+    def submit(self, command: Command) -> Future[Executed[DecidedEvent] | CouponClockError]:
+        """For who must not wait: at once, whatever PostgreSQL does. An outcome of WAIT_ALONE means that the command has
+        to go `alone`, by a thread that may wait. Cancelled before its turn, it is not executed any more."""
+        stream_id: object = self._handler.stream_id(command)
+        ticket: Ticket[Command, DecidedEvent] = Ticket(command)
+        if not isinstance(stream_id, UUID) or stream_id in self._long_streams or self._closed:
+            ticket.outcome.set_result(TimedOut("it goes alone"))
+        else:
+            self._enqueue(ticket)
+        return ticket.outcome
 
     def close(self) -> None:
         """Lets the serving thread end, once the queue is empty."""
@@ -93,7 +105,8 @@ class SharedQueue(Generic[State, Command, DecidedEvent]):
         with self._changed:
             return self._closed or (self._last < CROWD and self._alone_now < self._direct)
 
-    def _alone(self, command: Command) -> Executed[DecidedEvent]:
+    def alone(self, command: Command) -> Executed[DecidedEvent]:
+        """In a transaction of its own, as CommandHandler.handle."""
         with self._changed:
             self._alone_now += 1
         try:
@@ -105,29 +118,26 @@ class SharedQueue(Generic[State, Command, DecidedEvent]):
         return executed
 
     def _shared(self, ticket: Ticket[Command, DecidedEvent]) -> Executed[DecidedEvent] | CouponClockError:
+        self._enqueue(ticket)
+        try:
+            return ticket.outcome.result(self._limit_s)
+        except TimeoutError:
+            if ticket.outcome.cancel():
+                raise TimedOut(f"the command waited {self._limit_s:g} s for its turn") from None
+        except BaseException:
+            ticket.outcome.cancel()  # by Ctrl-C, for instance: what was not sent is not executed any more
+            raise
+        try:
+            return ticket.outcome.result(self._limit_s)
+        except TimeoutError:
+            raise OutcomeUnknown(ticket.command.command_id) from None
+
+    def _enqueue(self, ticket: Ticket[Command, DecidedEvent]) -> None:
         with self._changed:
             self._queue.append(ticket)
             if self._server is None:
                 self._start_server()
             self._changed.notify()
-        try:
-            if not ticket.done.wait(self._limit_s):
-                if self._withdrawn(ticket):
-                    raise TimedOut(f"the command waited {self._limit_s:g} s for its turn")
-                if not ticket.done.wait(self._limit_s):
-                    raise OutcomeUnknown(ticket.command.command_id)
-        except BaseException:
-            self._withdrawn(ticket)  # by Ctrl-C, for instance: what was not sent is not executed any more
-            raise
-        assert ticket.outcome is not None
-        return ticket.outcome
-
-    def _withdrawn(self, ticket: Ticket[Command, DecidedEvent]) -> bool:
-        with self._changed:
-            if ticket in self._queue:
-                self._queue.remove(ticket)
-                return True
-            return False
 
     # ── by the serving thread ────────────────────────────────────────────────────────────────────
 
@@ -163,18 +173,20 @@ class SharedQueue(Generic[State, Command, DecidedEvent]):
         outcomes: Sequence[Executed[DecidedEvent] | CouponClockError],
     ) -> None:
         for ticket, outcome in zip(tickets, outcomes, strict=True):
-            ticket.outcome = outcome
-            ticket.done.set()
+            ticket.outcome.set_result(outcome)
 
     def _next(self) -> list[Ticket[Command, DecidedEvent]]:
         """What waits, in the order of arrival; nothing once this is closed."""
         with self._changed:
-            while not self._queue and not self._closed:
-                self._changed.wait()
-            self._changed.wait_for(lambda: len(self._queue) >= self._last, LINGER_S)
-            tickets = [self._queue.popleft() for _ in range(min(len(self._queue), self._batch))]
-            self._last = len(tickets)
-            return tickets
+            while True:
+                while not self._queue and not self._closed:
+                    self._changed.wait()
+                self._changed.wait_for(lambda: len(self._queue) >= self._last, LINGER_S)
+                taken = [self._queue.popleft() for _ in range(min(len(self._queue), self._batch))]
+                tickets = [ticket for ticket in taken if ticket.outcome.set_running_or_notify_cancel()]
+                self._last = len(tickets)
+                if tickets or not taken:
+                    return tickets
 
     def _note_length(self, executed: Executed[DecidedEvent] | CouponClockError) -> None:
         """Long streams go alone: to load them would make the others wait."""

@@ -117,7 +117,7 @@ class TestService:
         client.put(url, json=self.content() | {"actor": "somebody else"}, headers=self.key())
 
         shop_number, template_id = url.split("/")[2::2]
-        [created] = client.app.state.app.history(int(shop_number), UUID(template_id))
+        [created] = client.app.state.app.application.history(int(shop_number), UUID(template_id))
         assert created.actor == "alice"
 
     def test_another_way_to_know_callers_takes_the_place_of_tokens(self, client, url, monkeypatch):
