@@ -72,39 +72,41 @@ def light_load(running: LocalServers) -> Iterator[Figure]:
     with on_rocketmq(running, "light") as app, app.running():
         start = datetime.now(UTC) + timedelta(seconds=15)
         commits = ended(app, [start + timedelta(seconds=n * LIGHT_EVERY_S) for n in range(LIGHT)])
+        late, ways = commits.lateness(), list(commits.figures("light load"))
     say("light load, raw client")
     first = ceil(datetime.now(UTC).timestamp()) + 8
     raw = lateness(provisioned(running, "raw-light"), "raw-light", "raw-light", [first + n // 20 for n in range(LIGHT)])
     for share, target in ((0.5, 5), (0.99, 20)):
-        ours, theirs = 1_000 * quantile(commits.lateness(), share), 1_000 * quantile(raw, share)
+        ours, theirs = 1_000 * quantile(late, share), 1_000 * quantile(raw, share)
         yield at_most(f"light load, end to committed, p{100 * share:.0f}", ours, "ms", target, theirs)
-    yield from commits.figures("light load")
+    yield from ways
 
 
 def many_at_one_instant(running: LocalServers) -> Iterator[Figure]:
-    say(f"{MANY:,} ends at one instant")
+    name = f"{MANY:,} ends at one instant"
+    say(name)
     with on_rocketmq(running, "many") as app, app.running():
         commits = ended(app, [instant_for(MANY)] * MANY)
+        last, ways = max(commits.lateness()), list(commits.figures(name))
     say(f"{MANY:,} at one instant, raw client")
     instant = ceil(instant_for(MANY).timestamp())
     raw = lateness(provisioned(running, "raw-many"), "raw-many", "raw-many", [instant] * MANY)
-    name = f"{MANY:,} ends at one instant"
-    yield at_most(f"{name}, the last committed", max(commits.lateness()), "s", 0.2, max(raw))
-    yield from commits.figures(name)
+    yield at_most(f"{name}, the last committed", last, "s", 0.2, max(raw))
+    yield from ways
 
 
 def very_many_at_one_instant(running: LocalServers) -> Iterator[Figure]:
-    say(f"{VERY_MANY:,} ends at one instant, and a neighbour with 50 commands a second")
+    name = f"{VERY_MANY:,} ends at one instant"
+    say(f"{name}, and a neighbour with 50 commands a second")
     with on_rocketmq(running, "very-many") as app, app.running():
         with Neighbour(app.settings.database()) as neighbour:
             instant = instant_for(VERY_MANY)
             commits = ended(app, [instant] * VERY_MANY)
-            last = max(commits.lateness())
+            last, ways = max(commits.lateness()), list(commits.figures(name))
         waits = neighbour.between(instant, instant + timedelta(seconds=last))
     p99 = 1_000 * quantile(waits, 0.99)
-    name = f"{VERY_MANY:,} ends at one instant"
     yield at_most(f"{name}, the last committed", last, "s", 2)
-    yield from commits.figures(name)
+    yield from ways
     yield at_most("command from another process meanwhile, p99", p99, "ms", 100)
 
 

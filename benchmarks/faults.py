@@ -204,8 +204,9 @@ MEASURES = {
 
 def main() -> int:
     options = arguments(__doc__, MEASURES).parse_args()
-    with servers("rocketmq") as running:
-        measures = [MEASURES[name] for name in options.measures or MEASURES]
+    names = options.measures or list(MEASURES)
+    with servers("memory" if names == ["await"] else "rocketmq") as running:
+        measures = [MEASURES[name] for name in names]
         return tell((figure for measure in measures for figure in measure(running)), options.json)
 
 
