@@ -19,6 +19,7 @@ from eventsourcing.persistence import IntegrityError, Mapper, OperationalError, 
 from eventsourcing.utils import EnvType
 
 from coupon_clock.deadlines import Deadlines, Parts, Role
+from coupon_clock.domain import arguments
 from coupon_clock.domain.errors import CouponClockError, InvalidArgument, Problem
 from coupon_clock.infrastructure.command_handling.due import DueCause, HandledStream, NothingDecided
 from coupon_clock.infrastructure.event_store.recorder import DueStream, EventLogRecorder, NewAlarm
@@ -29,6 +30,7 @@ from coupon_clock.infrastructure.notifier import AppendNotifier
 from coupon_clock.infrastructure.postgres.database import Database
 from coupon_clock.infrastructure.postgres.errors import DatabaseUnavailable, RolledBack
 from coupon_clock.infrastructure.postgres.server_clock import ServerClock
+from coupon_clock.maintenance.explain import Explanation, Streams, explain
 from coupon_clock.maintenance.verify.promise import Judged, PromiseReport, Violation, verify_promise
 from coupon_clock.persistence import Factory
 
@@ -95,6 +97,15 @@ class DeadlineApplication(Application[UUID]):
         grace = timedelta(seconds=settings.reconcile_grace + settings.reconcile_interval)
         log = AggregateLog(self.deadlines.database, self.mapper)
         return verify_promise(log, grace, partial(judge, type(self).projector))
+
+    def explain(self, aggregate_id: UUID) -> Explanation:
+        """Returns what happened to an aggregate, what comes next and by whom, and what keeps it from being handled.
+
+        Raises InvalidArgument, DatabaseUnavailable.
+        """
+        arguments.refuse(arguments.of_type("aggregate_id", aggregate_id, UUID))
+        log = AggregateLog(self.deadlines.database, self.mapper)
+        return explain(Streams(log.database, log.load, partial(due_after, type(self).projector)), aggregate_id)
 
     def close(self) -> None:
         if hasattr(self, "_threads"):
@@ -191,6 +202,11 @@ class AggregateLog:
         self.database = database
         self._mapper = mapper
 
+    def load(self, aggregate_id: UUID) -> tuple[list[Envelope[Any]], UnreadableEvent | None]:
+        """As much of the aggregate as can be read, and the first event that cannot."""
+        _, rows = EventLogRecorder(self.database).select_streams([aggregate_id])
+        return self.readable(rows)
+
     def readable(self, rows: Sequence[Any]) -> tuple[list[Envelope[Any]], UnreadableEvent | None]:
         """Of one stream, as EventStore.readable."""
         envelopes: list[Envelope[Any]] = []
@@ -201,6 +217,10 @@ class AggregateLog:
                 return envelopes, UnreadableEvent(stream_id, version, position, repr(error))
             envelopes.append(Envelope(event, version, position, recorded_at, command_id, actor, cause, stream_id))
         return envelopes, None
+
+
+def due_after(projector: Projector, envelopes: Sequence[Envelope[Any]]) -> datetime | None:
+    return due_time(projector(None, [envelope.event for envelope in envelopes]))
 
 
 def judge(

@@ -3,7 +3,7 @@
 Reads what is stored as it is, so that an event which nobody can read is shown too.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from functools import reduce
 from typing import Any, NamedTuple, TypeVar
@@ -14,7 +14,7 @@ from psycopg import Connection
 from psycopg.rows import TupleRow, class_row
 
 from coupon_clock.infrastructure.event_store.store import Envelope, UnreadableEvent
-from coupon_clock.infrastructure.postgres.database import Schema, fetch_one
+from coupon_clock.infrastructure.postgres.database import Database, Schema, fetch_one
 from coupon_clock.infrastructure.postgres.errors import MissingRight
 from coupon_clock.infrastructure.processes import all_processes
 from coupon_clock.infrastructure.settings import Settings
@@ -105,11 +105,28 @@ class Explanation(Struct, frozen=True):
     do: str | None
 
 
-def explain(runtime: Runtime[Any, Any, Any], stream_id: UUID) -> Explanation:
-    """Of a coupon template, or of any other stream. Raises DatabaseUnavailable."""
-    store, schema = runtime.store, runtime.database.schema
-    envelopes, unreadable = store.load_readable(stream_id)
-    with store.database.connection() as connection:
+class Streams(NamedTuple):
+    """Of one log. `load`: as much of a stream as can be read, and the first event that cannot; `due_at`: when one with
+    these events is due, by its kind."""
+
+    database: Database
+    load: Callable[[UUID], tuple[list[Envelope[Any]], UnreadableEvent | None]]
+    due_at: Callable[[Sequence[Envelope[Any]]], datetime | None]
+
+
+def of_runtime(runtime: Runtime[Any, Any, Any]) -> Streams:
+    def due_at(envelopes: Sequence[Envelope[Any]]) -> datetime | None:
+        state = reduce(runtime.decider.evolve, (envelope.event for envelope in envelopes), None)
+        return None if state is None else runtime.decider.due_at(state)
+
+    return Streams(runtime.database, runtime.store.load_readable, due_at)
+
+
+def explain(streams: Streams, stream_id: UUID) -> Explanation:
+    """Raises DatabaseUnavailable."""
+    database, schema = streams.database, streams.database.schema
+    envelopes, unreadable = streams.load(stream_id)
+    with database.connection() as connection:
         (at,) = fetch_one(connection, schema.sql("SELECT {schema}.now_utc()"))
         parameters = {"id": stream_id, "most": MOST_EVENTS, "longest": LONGEST_STATE}
         events = rows(connection, schema, StoredEvent, EVENTS, parameters)
@@ -123,9 +140,9 @@ def explain(runtime: Runtime[Any, Any, Any], stream_id: UUID) -> Explanation:
         rejected = connection.execute(schema.sql(REJECTED), (str(stream_id),)).fetchall()
         held = alarm is not None and is_held(connection, schema, stream_id)
         roles = {role for each in all_processes(connection, schema) if not each.is_dead for role in each.roles}
-    due_at, was_due_at = (due_by_the_log(runtime, some) for some in (envelopes, envelopes[:-1]))
+    due_at, was_due_at = (due_by_the_log(streams, some) for some in (envelopes, envelopes[:-1]))
     facts = Facts(at, events, alarm, due_at, was_due_at, unreadable, held, roles)
-    why, do = verdict(facts, runtime.settings)
+    why, do = verdict(facts, database.settings)
     return Explanation(
         stream_id=stream_id,
         at=at,
@@ -155,11 +172,10 @@ def rows(
         return cursor.execute(schema.sql(statement), parameters).fetchall()
 
 
-def due_by_the_log(runtime: Runtime[Any, Any, Any], envelopes: Sequence[Envelope[Any]]) -> datetime | None:
-    """None where nothing is due, and where the decider cannot say."""
+def due_by_the_log(streams: Streams, envelopes: Sequence[Envelope[Any]]) -> datetime | None:
+    """None where nothing is due, and where the code of its kind cannot say."""
     try:
-        state = reduce(runtime.decider.evolve, (envelope.event for envelope in envelopes), None)
-        return None if state is None else runtime.decider.due_at(state)
+        return streams.due_at(envelopes)
     except Exception:
         return None
 

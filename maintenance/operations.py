@@ -11,7 +11,7 @@ from coupon_clock.infrastructure.messaging.rejected import LONGEST_REASON, Rejec
 from coupon_clock.infrastructure.progress import Progress, no_progress
 from coupon_clock.infrastructure.scheduling.due_result import DueResult
 from coupon_clock.maintenance import followers, repair
-from coupon_clock.maintenance.explain import Explanation, explain
+from coupon_clock.maintenance.explain import Explanation, explain, of_runtime
 from coupon_clock.maintenance.findings import Finding, findings
 from coupon_clock.maintenance.followers import Follower, SkippedEvent
 from coupon_clock.maintenance.status import Status, read_status
@@ -54,7 +54,7 @@ class Maintenance:
     def explain(self, stream_id: UUID) -> Explanation:
         """Returns what happened to a stream, what comes next and by whom, and what keeps it from ending."""
         arguments.refuse(arguments.of_type("stream_id", stream_id, UUID))
-        return explain(self._runtime, stream_id)
+        return explain(of_runtime(self._runtime), stream_id)
 
     # ── made anew ────────────────────────────────────────────────────────────────────────────────
 

@@ -369,6 +369,20 @@ def test_only_our_log_keeps_deadlines():
         Tasks({"PERSISTENCE_MODULE": "eventsourcing.popo"})
 
 
+def test_an_aggregate_is_explained(tasks, clock):
+    task, stuck = opened(tasks), opened(tasks, mistake="raises")
+    assert "it is due at 2026-03-01T12:00:00.000Z" in tasks.explain(task.id).why
+
+    clock.set(NOON + timedelta(milliseconds=20))
+    tasks.deadlines.handle_due([task.id, stuck.id], "message")
+
+    assert tasks.explain(task.id).why.endswith("by the consumer, 20.0 ms after it was due")
+    explained = tasks.explain(stuck.id)
+    assert ("a mistake" in explained.why, explained.do) == (True, "correct what it names")
+    with pytest.raises(InvalidArgument):
+        tasks.explain("task")
+
+
 # ── the promise ──────────────────────────────────────────────────────────────────────────────────
 
 

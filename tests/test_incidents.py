@@ -16,6 +16,7 @@ import psycopg
 import pytest
 from psycopg.sql import SQL, Identifier
 
+from alerts import asked, firing
 from command_line import coupon_clock, running
 from coupon_clock.app import Application, Settings
 from coupon_clock.local_servers import ports
@@ -83,6 +84,19 @@ def test_a_process_that_was_killed_is_missed_and_another_takes_its_place(databas
     assert "no process runs" in coupon_clock("doctor", database_url=database_url).stdout.lower()
     with process(database_url, sql):
         assert status(database_url) == set()
+
+
+@pytest.mark.parametrize("role", ["relay", "consumer", "reconciler", "projector"])
+def test_the_alert_for_each_role_fires_once_its_only_process_was_killed(database_url, sql, role):
+    others = [other for other in ("reconciler", "projector") if other != role][:1]
+    alert = f"CouponClockNo{role.capitalize()}"
+    pair = ("relay", "consumer") if role in ("relay", "consumer") else (role,)  # these two need RocketMQ to be apart
+    with process(database_url, sql, *others) as (_, port), process(database_url, sql, *pair) as (killed, _):
+        eventually(lambda: alert not in firing(asked(port, "/metrics")[1]))
+        killed.kill()
+        killed.wait()
+        a_minute_later(sql, killed.pid)
+        eventually(lambda: alert in firing(asked(port, "/metrics")[1]))
 
 
 def test_a_process_that_is_frozen_answers_no_probe_and_counts_as_dead(database_url, sql):
