@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import partial
 from itertools import groupby
 from typing import Any, ClassVar
@@ -93,10 +93,8 @@ class DeadlineApplication(Application[UUID]):
 
         Raises DatabaseUnavailable.
         """
-        settings = self.deadlines.settings
-        grace = timedelta(seconds=settings.reconcile_grace + settings.reconcile_interval)
         log = AggregateLog(self.deadlines.database, self.mapper)
-        return verify_promise(log, grace, partial(judge, type(self).projector))
+        return verify_promise(log, self.deadlines.settings.reconciled_within, partial(judge, type(self).projector))
 
     def explain(self, aggregate_id: UUID) -> Explanation:
         """Returns what happened to an aggregate, what comes next and by whom, and what keeps it from being handled.
@@ -223,9 +221,7 @@ def due_after(projector: Projector, envelopes: Sequence[Envelope[Any]]) -> datet
     return due_time(projector(None, [envelope.event for envelope in envelopes]))
 
 
-def judge(
-    projector: Callable[[Any, Iterable[Any]], Any], stream_id: UUID, envelopes: Sequence[Envelope[Any]]
-) -> Judged:
+def judge(projector: Projector, stream_id: UUID, envelopes: Sequence[Envelope[Any]]) -> Judged:
     """Events of one save are stored under one id; those that the loops saved have another cause than a command."""
     judged, aggregate = Judged(), None
     for (cause, _), saved in groupby(envelopes, key=lambda envelope: (envelope.cause, envelope.command_id)):

@@ -147,7 +147,7 @@ class AsyncApplication:
         again. `async for` ends only by a `break`, an error or a cancellation; close it with `contextlib.aclosing`.
         Raises as Application.follow does.
         """
-        following = Following(self.application, asyncio.get_running_loop(), partial(_followed, name, batch, start))
+        following = Following(self.application, name, batch, start)
         try:
             while True:
                 yield await following.next()
@@ -188,22 +188,16 @@ class Abandoned(BaseException):
 class Following:
     """A thread that follows the log, and hands one batch at a time to the event loop."""
 
-    def __init__(
-        self,
-        app: Application,
-        loop: asyncio.AbstractEventLoop,
-        follow: Callable[[Application, Callable[[Batch], None], StopEvent], None],
-    ) -> None:
-        self._loop = loop
+    def __init__(self, app: Application, name: str, batch: int, start: int | Literal["now"]) -> None:
+        self._loop = asyncio.get_running_loop()
         self._stop = StopEvent()
         self._batches: asyncio.Queue[Batch | BaseException] = asyncio.Queue()
         self._asked_for = Semaphore(0)
-        self._is_first = True
-        self._thread = Thread(target=self._run, args=(app, follow), name="coupon-clock-follow", daemon=True)
+        follow = partial(app.follow, name, self._hand_over, batch, start, self._stop)
+        self._thread = Thread(target=self._run, args=(follow,), name="coupon-clock-follow", daemon=True)
 
     async def next(self) -> Batch:
-        if self._is_first:
-            self._is_first = False
+        if self._thread.ident is None:
             self._thread.start()
         else:
             self._asked_for.release()
@@ -218,9 +212,9 @@ class Following:
         if self._thread.ident is not None:
             self._thread.join()
 
-    def _run(self, app: Application, follow: Callable[[Application, Callable[[Batch], None], StopEvent], None]) -> None:
+    def _run(self, follow: Callable[[], None]) -> None:
         try:
-            follow(app, self._hand_over, self._stop)
+            follow()
         except Abandoned:
             return
         except BaseException as error:
@@ -232,17 +226,6 @@ class Following:
         self._asked_for.acquire()
         if self._stop.is_set():
             raise Abandoned
-
-
-def _followed(
-    name: str,
-    batch: int,
-    start: int | Literal["now"],
-    app: Application,
-    handler: Callable[[Batch], None],
-    stop: StopEvent,
-) -> None:
-    app.follow(name, handler, batch, start, stop)
 
 
 def _noted(death: LoopDied) -> None:

@@ -7,9 +7,8 @@ from uuid import UUID
 import typer
 
 from coupon_clock.app import Application
-from coupon_clock.cli.output import FOUND_SOMETHING, JsonOption, out, print_json
+from coupon_clock.cli.output import FOUND_SOMETHING, JsonOption, out, plain, print_json
 from coupon_clock.cli.printable import printable
-from coupon_clock.cli.status import plain
 from coupon_clock.maintenance.explain import Explanation, StoredEvent, shown
 
 LONGEST_STATE = 300

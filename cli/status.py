@@ -4,11 +4,10 @@ from collections.abc import Iterator
 from time import sleep
 from typing import Annotated
 
-import msgspec
 import typer
 
 from coupon_clock.app import Application
-from coupon_clock.cli.output import FOUND_SOMETHING, JsonOption, out, print_json
+from coupon_clock.cli.output import FOUND_SOMETHING, JsonOption, out, plain, print_json
 from coupon_clock.cli.printable import printable
 from coupon_clock.infrastructure.processes import Process
 from coupon_clock.maintenance.findings import Finding
@@ -48,17 +47,6 @@ def show(found: Status, needed: list[Finding], quiet: bool, as_json: bool) -> No
         out.print(f"! {printable(finding.what)}. {finding.do}", markup=False, highlight=False, soft_wrap=True)
     if not (quiet or needed):
         out.print("nothing needs a person")
-
-
-def plain(value: object) -> dict[str, object]:
-    """Structs and named tuples by their names, all the way down."""
-    if isinstance(value, msgspec.Struct):
-        return {name: plain(getattr(value, name)) for name in value.__struct_fields__}
-    if hasattr(value, "_asdict"):
-        return {name: plain(each) for name, each in value._asdict().items()}
-    if isinstance(value, list):
-        return [plain(each) for each in value]  # type: ignore[return-value]
-    return value  # type: ignore[return-value]
 
 
 def lines(found: Status) -> Iterator[str]:

@@ -34,7 +34,7 @@ MOST_KINDS = 100
 LINES_WAITING = 1_000
 LONGEST_FLUSH_S = 1.0
 FIELDS = "coupon_clock"
-"""The attribute of a record that holds its fields apart."""
+"""The attribute of a record that holds what it says in parts, for those who write it in another form."""
 
 logging.getLogger(ROOT).addHandler(logging.NullHandler())
 
@@ -58,8 +58,10 @@ class Log:
     def _write(self, level: int, what: str, values: dict[str, object], trace: BaseException | None = None) -> None:
         try:
             if self._logger.isEnabledFor(level):
-                fields = {FIELDS: fields_of(what, values, trace)}
-                self._logger.log(level, line(what, values, trace), stacklevel=3, extra=fields)
+                texts = {key: _cut(_text(value)) for key, value in values.items()}
+                traceback = _indented(trace) if trace else ""
+                fields = {"event": what} | texts | ({"trace": traceback.strip()} if traceback else {})
+                self._logger.log(level, line(what, texts) + traceback, stacklevel=3, extra={FIELDS: fields})
         except Exception:  # of a handler or a filter of the host, or of what was to be shown
             return
 
@@ -114,19 +116,11 @@ class _Kind:
     times: int = 0
 
 
-def line(what: str, values: dict[str, object], trace: BaseException | None = None) -> str:
-    parts = [_escaped(what), *(f"{key}={_shown(value)}" for key, value in values.items())]
-    return " ".join(parts) + (_indented(trace) if trace else "")
+def line(what: str, texts: dict[str, str]) -> str:
+    return " ".join([_escaped(what), *(f"{key}={_shown(text)}" for key, text in texts.items())])
 
 
-def fields_of(what: str, values: dict[str, object], trace: BaseException | None) -> dict[str, str]:
-    """What a line says, apart: for those who write it in another form."""
-    fields = {"event": what} | {key: _cut(_text(value)) for key, value in values.items()}
-    return fields | ({"trace": _indented(trace).strip()} if trace else {})
-
-
-def _shown(value: object) -> str:
-    text = _cut(_text(value))
+def _shown(text: str) -> str:
     return text if text.isprintable() and PLAIN.fullmatch(text) else repr(text)
 
 

@@ -80,7 +80,7 @@ class Ticks:
 class Loop(Struct, frozen=True):
     """`run_once` until `stop`; at once again while it finds work, else after `idle` seconds, or when `wait` wakes.
 
-    `name`: where a role has several loops. `final`: errors that no repetition can mend; they end the loop, and are
+    `name`: where a role has several loops. `final`: errors that a repetition cannot fix; they end the loop, and are
     raised. `failures`: shared by loops that fail alike. `ticks`: told when each begins and ends.
     """
 

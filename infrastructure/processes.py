@@ -5,6 +5,8 @@ A row tells of a process that cannot tell itself: its heartbeat stops.
 
 import os
 import socket
+from collections import Counter
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple
@@ -83,6 +85,11 @@ class Heartbeat:
         """At a clean stop: no row is left of a process that is not missed. Raises DatabaseUnavailable."""
         with self._database.connection() as connection:
             connection.execute(self._database.sql(END), (self._row["instance"],))
+
+
+def roles_run(processes: Iterable[Process]) -> Counter[str]:
+    """How many of them run each role; the dead run none."""
+    return Counter(role for process in processes if not process.is_dead for role in process.roles)
 
 
 def our_version() -> str:

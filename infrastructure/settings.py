@@ -120,6 +120,11 @@ class Settings(BaseSettings):
         return url
 
     @property
+    def reconciled_within(self) -> timedelta:
+        """How late the reconciler ends what has no message."""
+        return timedelta(seconds=self.reconcile_grace + self.reconcile_interval)
+
+    @property
     def lead_time(self) -> timedelta:
         return timedelta(seconds=self.lead)
 

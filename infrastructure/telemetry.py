@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Literal
+from typing import Literal, get_args
 
 from prometheus_client import Counter, Gauge, Histogram
 
@@ -38,5 +38,8 @@ def failed(role: str) -> None:
 Stage = Literal["armed", "delivered", "projected"]
 
 
+STAGES = {stage: STAGE.labels(stage) for stage in get_args(Stage)}
+
+
 def late(stage: Stage, by: timedelta) -> None:
-    STAGE.labels(stage).observe(max(0.0, by.total_seconds()))
+    STAGES[stage].observe(max(0.0, by.total_seconds()))

@@ -33,7 +33,7 @@ from coupon_clock.infrastructure.postgres.errors import (
     first_line,
     translate_errors,
 )
-from coupon_clock.infrastructure.processes import all_processes
+from coupon_clock.infrastructure.processes import all_processes, roles_run
 from coupon_clock.infrastructure.scheduling.alarms import STUCK, Stuck
 from coupon_clock.infrastructure.settings import Settings
 from coupon_clock.maintenance import followers
@@ -227,10 +227,11 @@ def _append(connection: psycopg.Connection[TupleRow], settings: Settings) -> str
 
 
 def _processes(connection: psycopg.Connection[TupleRow], settings: Settings) -> str:
-    alive = [each for each in all_processes(connection, Schema(settings.database_schema)) if not each.is_dead]
-    if missing := [role for role in ROLES if not any(role in process.roles for process in alive)]:
+    processes = all_processes(connection, Schema(settings.database_schema))
+    running = roles_run(processes)
+    if missing := [role for role in ROLES if not running[role]]:
         raise RolesMissing(", ".join(missing), " ".join(f"--role {role}" for role in missing))
-    return f"each role is run by one of {len(alive)} processes"
+    return f"each role is run by one of {sum(not process.is_dead for process in processes)} processes"
 
 
 def _clock(connection: psycopg.Connection[TupleRow], settings: Settings) -> str:
@@ -244,7 +245,7 @@ def _clock(connection: psycopg.Connection[TupleRow], settings: Settings) -> str:
 
 def _reconcile(connection: psycopg.Connection[TupleRow], settings: Settings) -> str:
     """Twice its usual time is allowed, so that a busy reconciler is no finding."""
-    allowed = timedelta(seconds=2 * (settings.reconcile_grace + settings.reconcile_interval))
+    allowed = 2 * settings.reconciled_within
     schema = Schema(settings.database_schema)
     stuck = Stuck(*fetch_one(connection, schema.sql(STUCK)))
     if stuck.since:

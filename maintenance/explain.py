@@ -16,7 +16,7 @@ from psycopg.rows import TupleRow, class_row
 from coupon_clock.infrastructure.event_store.store import Envelope, UnreadableEvent
 from coupon_clock.infrastructure.postgres.database import Database, Schema, fetch_one
 from coupon_clock.infrastructure.postgres.errors import MissingRight
-from coupon_clock.infrastructure.processes import all_processes
+from coupon_clock.infrastructure.processes import all_processes, roles_run
 from coupon_clock.infrastructure.settings import Settings
 from coupon_clock.runtime import Runtime
 
@@ -139,7 +139,7 @@ def explain(streams: Streams, stream_id: UUID) -> Explanation:
         quarantined = connection.execute(schema.sql(QUARANTINED), (stream_id,)).fetchall()
         rejected = connection.execute(schema.sql(REJECTED), (str(stream_id),)).fetchall()
         held = alarm is not None and is_held(connection, schema, stream_id)
-        roles = {role for each in all_processes(connection, schema) if not each.is_dead for role in each.roles}
+        roles = set(roles_run(all_processes(connection, schema)))
     due_at, was_due_at = (due_by_the_log(streams, some) for some in (envelopes, envelopes[:-1]))
     facts = Facts(at, events, alarm, due_at, was_due_at, unreadable, held, roles)
     why, do = verdict(facts, database.settings)

@@ -20,7 +20,7 @@ from prometheus_client.registry import Collector
 from coupon_clock.deadlines import ROLES, Deadlines
 from coupon_clock.domain.errors import CouponClockError
 from coupon_clock.infrastructure.logs import Log
-from coupon_clock.infrastructure.processes import HUNG_AFTER_S
+from coupon_clock.infrastructure.processes import HUNG_AFTER_S, roles_run
 from coupon_clock.maintenance.findings import findings
 from coupon_clock.maintenance.status import Status, read_status
 
@@ -134,9 +134,8 @@ def gauges(status: Status) -> Iterator[GaugeMetricFamily]:
     yield gauge("broker_up", "Whether RocketMQ takes connections, 1 without one", float(status.broker is None))
     dead = sum(process.is_dead for process in status.processes)
     yield gauge("dead_processes", "Processes that ended without a word in the last day", dead)
-    alive = [process for process in status.processes if not process.is_dead]
-    roles: dict[str, float] = {role: float(sum(role in process.roles for process in alive)) for role in ROLES}
-    yield labelled("processes", "Processes with this role", "role", roles)
+    running = roles_run(status.processes)
+    yield labelled("processes", "Processes with this role", "role", {role: float(running[role]) for role in ROLES})
 
 
 def gauge(name: str, about: str, value: float) -> GaugeMetricFamily:

@@ -5,6 +5,7 @@ from datetime import timedelta
 from typing import NamedTuple
 
 from coupon_clock.deadlines import ROLES
+from coupon_clock.infrastructure.processes import roles_run
 from coupon_clock.infrastructure.settings import Settings
 from coupon_clock.maintenance.doctor import OLDEST_SNAPSHOT
 from coupon_clock.maintenance.status import Status
@@ -41,11 +42,11 @@ def of_the_server(status: Status) -> Iterator[Finding]:
 
 
 def of_processes(status: Status) -> Iterator[Finding]:
-    alive = [process for process in status.processes if not process.is_dead]
+    running = roles_run(status.processes)
     for role in ROLES:
-        if not any(role in process.roles for process in alive):
+        if not running[role]:
             yield Finding(f"no_{role}", f"no process runs the {role}", f"coupon-clock run --role {role}")
-    for process in alive:
+    for process in status.processes:
         if process.hung:
             loops = ", ".join(process.hung)
             do = "see its log; restart it"

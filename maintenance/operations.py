@@ -1,7 +1,6 @@
 """What an operator does with an open application: `app.maintenance`."""
 
 from collections.abc import Iterator, Sequence
-from datetime import timedelta
 from typing import Any, Literal
 from uuid import UUID
 
@@ -88,13 +87,8 @@ class Maintenance:
         of templates with an event after this position. Raises InvalidArgument.
         """
         arguments.refuse(arguments.whole_number("since", since, 0) if since is not None else ())
-        settings = self._runtime.settings
-        return promise.verify_promise(
-            self._store,
-            timedelta(seconds=settings.reconcile_grace + settings.reconcile_interval),
-            promise.judge_template,
-            since,
-        )
+        grace = self._runtime.settings.reconciled_within
+        return promise.verify_promise(self._store, grace, promise.judge_template, since)
 
     def verify(self, part: Part = ALL_STREAMS) -> Iterator[Difference]:
         """Returns the differences of `verify_rows` and `verify_alarms`, all in one snapshot."""

@@ -153,7 +153,7 @@ class Status(Struct, frozen=True):
 def read_status(database: Database) -> Status:
     """Raises DatabaseUnavailable."""
     settings, schema = database.settings, database.schema
-    allowed = timedelta(seconds=2 * (settings.reconcile_grace + settings.reconcile_interval))
+    allowed = 2 * settings.reconciled_within
     with database.connection() as connection:
         alarms = one(connection, schema, Alarms, ALARMS, limits(settings, allowed))
         return Status(
