@@ -21,6 +21,8 @@ from coupon_clock.maintenance.exporter import serving
 
 LOOP_DIED = 1
 LONGEST_SESSION_NAME = 63
+SIGNAL_POLL_S = 0.5
+"""A signal that comes just before the main thread sleeps does not wake it: its handler runs when the wait is over."""
 
 log = Log(__name__)
 
@@ -59,7 +61,8 @@ def run(
         tune_interpreter()
         served = nullcontext() if port is None else serving(app.runtime.deadlines, port, host)
         with exit_where_a_loop_died(), served, app.running(roles, died=lambda _: stop.set()):
-            stop.wait()
+            while not stop.wait(SIGNAL_POLL_S):
+                pass
 
 
 def name_sessions(roles: list[Role]) -> None:
